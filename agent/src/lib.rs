@@ -1,0 +1,2 @@
+//! The per-node daemon.
+#![forbid(unsafe_code)]

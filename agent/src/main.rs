@@ -1,0 +1,2 @@
+//! The agent process.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Traffic generator and sink.
+fn main() {}

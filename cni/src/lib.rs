@@ -1,0 +1,2 @@
+//! CNI types.
+#![forbid(unsafe_code)]

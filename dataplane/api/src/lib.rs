@@ -1,0 +1,7 @@
+//! The data plane's API: protobuf messages, generated client and server.
+//!
+//! The contract is `proto/dataplane.proto`; read that file, not the generated code.
+#![allow(missing_docs, reason = "generated from the commented proto file")]
+#![allow(clippy::all, reason = "generated")]
+
+tonic::include_proto!("bowline.dataplane.v1");

@@ -1,0 +1,1 @@
+//! memif client and server.

@@ -1,0 +1,2 @@
+//! What a Network is.
+#![forbid(unsafe_code)]

@@ -1,1 +1,8 @@
-//! The per-node poll-mode process.
+//! The per-node poll-mode process: takes frames from ports, decides, and hands them on.
+//!
+//! Start reading at [`path`] (what happens to a packet) and at `control` (who changes what it
+//! reads).
+#![deny(unsafe_code)]
+
+pub mod path;
+pub mod table;

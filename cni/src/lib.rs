@@ -1,2 +1,17 @@
-//! CNI types.
+//! CNI types: what the plugin binary and the agent say to each other, and what the container runtime
+//! is told.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`error`] | the CNI error object and its codes |
+//! | [`netconf`] | the network configuration on stdin |
+//! | [`result`] | results, in the form of 1.1.0 inside and of any version outside |
+//! | [`rpc`] | the one request and one response on the agent's socket |
+//!
+//! No runtime, no network besides one unix socket; nothing here panics on any input.
 #![forbid(unsafe_code)]
+
+pub mod error;
+pub mod netconf;
+pub mod result;
+pub mod rpc;

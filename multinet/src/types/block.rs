@@ -1,0 +1,157 @@
+//! `AddressBlock` of bowline.dev/v1alpha1: the truth about 64 addresses of a Network.
+//!
+//! Invariants, kept by [`crate::ipam`] and checked by [`crate::rules::validate_block`]:
+//! - `cidr` is aligned: /26 for IPv4, /122 for IPv6; the name follows from Network and `cidr`.
+//! - At most one entry per address; entries are sorted by address.
+//! - An object is changed by compare-and-swap on its resource version only.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::meta::resource;
+
+/// Label of a block: its Network, so that a node watches only those in use there.
+pub const NETWORK_LABEL: &str = "bowline.dev/network";
+
+resource! {
+    /// The truth about 64 addresses of a Network. Cluster-scoped.
+    AddressBlock, AddressBlockSpec, super::core::Empty, "bowline.dev/v1alpha1", "AddressBlock", "addressblocks", namespaced: false
+}
+
+impl AddressBlock {
+    /// The entry of an address.
+    #[must_use]
+    pub fn entry(&self, address: IpAddr) -> Option<&Entry> {
+        self.spec.entries.iter().find(|e| e.address == address)
+    }
+
+    /// Entries whose address is in somebody's hands.
+    pub fn held(&self) -> impl Iterator<Item = &Entry> {
+        self.spec.entries.iter().filter(|e| e.state.is_held())
+    }
+}
+
+/// What is known about the addresses of a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressBlockSpec {
+    /// The Network; empty = the LAN domain of the IPAM-only plugin.
+    pub network: String,
+    /// The 64 addresses.
+    pub cidr: IpNet,
+    /// The node that the block is bound to: one route leads there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Addresses that are not plainly free.
+    #[serde(default)]
+    pub entries: Vec<Entry>,
+}
+
+impl Default for AddressBlockSpec {
+    // Needed by the envelope only: a block without spec is refused by validation.
+    fn default() -> Self {
+        AddressBlockSpec {
+            network: String::new(),
+            cidr: IpNet::V4(ipnet::Ipv4Net::default()),
+            node: None,
+            entries: Vec::new(),
+        }
+    }
+}
+
+/// What is known about one address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether it is held, and how.
+    pub state: EntryState,
+    /// Who holds it; absent once released, and in quarantine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// The interface inside the pod (or on the node).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub interface: String,
+    /// The pool that it was taken from.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pool: String,
+    /// The sandbox that the claim was made for; an older sandbox cannot release it.
+    #[serde(rename = "sandboxID", default, skip_serializing_if = "String::is_empty")]
+    pub sandbox_id: String,
+    /// Where it is used; another node than the block's makes it a stray with its own route.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// Unix time of the last change of `state`; for a released address the start of its rest.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// Quarantined: the unix time of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_ms: Option<u64>,
+    /// Quarantined: why, for a person.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// Whether an address is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EntryState {
+    /// Claimed for an ADD that has not finished.
+    Intent,
+    /// In use.
+    Allocated,
+    /// Answered for by somebody else on the wire; rests until `untilMs`.
+    Quarantined,
+    /// Given back at `sinceMs`.
+    Released,
+}
+
+impl EntryState {
+    /// Whether the address is in somebody's hands.
+    #[must_use]
+    pub fn is_held(self) -> bool {
+        matches!(self, EntryState::Intent | EntryState::Allocated)
+    }
+}
+
+/// Who holds an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum Owner {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Its UID; for static pods the annotation `kubernetes.io/config.hash`.
+        uid: String,
+    },
+    /// A node, for `bowline0`.
+    Node {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Owner {
+    /// What makes it one and the same over restarts: the pod's UID, or `node/<name>`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self {
+            Owner::Pod { uid, .. } => uid.clone(),
+            Owner::Node { name } => format!("node/{name}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Owner::Pod { namespace, name, .. } => write!(f, "pod {namespace}/{name}"),
+            Owner::Node { name } => write!(f, "node {name}"),
+        }
+    }
+}

@@ -4,5 +4,6 @@
 //! reads).
 #![deny(unsafe_code)]
 
+pub mod copy;
 pub mod path;
 pub mod table;

@@ -1,0 +1,176 @@
+//! The packets of one burst: heads, facts and where the bodies lie.
+
+use crate::copy::Seg;
+use crate::path::{HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
+use crate::table::IfaceId;
+
+/// Most packets of a burst.
+pub const BURST_PKTS: usize = 64;
+/// Most body segments of a burst.
+const BURST_SEGS: usize = BURST_PKTS * 17;
+
+/// A worker's one burst, used over and over. Arrays are parallel: slot, facts.
+#[derive(Debug)]
+pub struct Burst {
+    slots: Box<[Slot]>,
+    meta: Box<[Meta]>,
+    segs: Vec<Seg>,
+    len: usize,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self {
+            slots: vec![Slot::default(); BURST_PKTS].into_boxed_slice(),
+            meta: vec![Meta::default(); BURST_PKTS].into_boxed_slice(),
+            segs: Vec::with_capacity(BURST_SEGS),
+            len: 0,
+        }
+    }
+}
+
+impl Burst {
+    /// Forgets all packets.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.segs.clear();
+    }
+
+    /// How many packets there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many more packets fit.
+    #[inline]
+    pub fn room(&self) -> usize {
+        if self.segs.len() + 17 > BURST_SEGS { 0 } else { BURST_PKTS - self.len }
+    }
+
+    /// Takes in a frame that lies in one piece at `frame`. The facts start from scratch.
+    /// The caller has checked [`Burst::room`].
+    #[inline]
+    pub fn push(&mut self, iface: IfaceId, claim: u32, frame: Seg) -> Option<&mut Meta> {
+        let slot = self.slots.get_mut(self.len)?;
+        let meta = self.meta.get_mut(self.len)?;
+        let head = frame.read(&mut slot.0[HEADROOM_BYTES..HEADROOM_BYTES + HEAD_BYTES]);
+        *meta = Meta {
+            start: HEADROOM_BYTES as u16,
+            end: (HEADROOM_BYTES + head) as u16,
+            body_bytes: (frame.len() - head) as u32,
+            iface,
+            claim,
+            seg_first: self.segs.len() as u16,
+            seg_count: 0,
+            ..Meta::default()
+        };
+        if frame.len() > head {
+            self.segs.push(frame.part(head, usize::MAX));
+            meta.seg_count = 1;
+        }
+        self.len += 1;
+        Some(meta)
+    }
+
+    /// Takes in a frame of several pieces (at most 16).
+    pub fn push_pieces(&mut self, iface: IfaceId, claim: u32, frame: &[Seg]) -> Option<&mut Meta> {
+        let [first, rest @ ..] = frame else { return None };
+        let at = self.len;
+        self.push(iface, claim, *first)?;
+        let meta = &mut self.meta[at];
+        for seg in rest {
+            self.segs.push(*seg);
+            meta.body_bytes += seg.len() as u32;
+            meta.seg_count += 1;
+        }
+        if usize::from(meta.end - meta.start) < HEAD_BYTES && meta.body_bytes > 0 {
+            self.fill(at, HEAD_BYTES);
+        }
+        self.meta.get_mut(at)
+    }
+
+    /// Brings the head up to [`HEAD_MAX_BYTES`] from the body.
+    pub fn refill(&mut self, index: usize) {
+        self.fill(index, HEAD_MAX_BYTES);
+    }
+
+    fn fill(&mut self, index: usize, upto_bytes: usize) {
+        let meta = &mut self.meta[index];
+        let slot = &mut self.slots[index].0;
+        while usize::from(meta.end) < HEADROOM_BYTES + upto_bytes && meta.seg_count > 0 {
+            let first = usize::from(meta.seg_first);
+            let seg = self.segs[first];
+            let end = usize::from(meta.end);
+            let n = seg.read(&mut slot[end..HEADROOM_BYTES + upto_bytes]);
+            meta.end += n as u16;
+            meta.body_bytes -= n as u32;
+            self.segs[first] = seg.part(n, usize::MAX);
+            if self.segs[first].is_empty() {
+                meta.seg_first += 1;
+                meta.seg_count -= 1;
+            }
+        }
+    }
+
+    /// The packet.
+    #[inline]
+    pub fn packet(&mut self, index: usize) -> Packet<'_> {
+        Packet::new(&mut self.slots[index], &mut self.meta[index])
+    }
+
+    /// Its facts.
+    #[inline]
+    pub fn meta(&self, index: usize) -> &Meta {
+        &self.meta[index]
+    }
+
+    /// Its head, for the last touches before it is sent.
+    #[inline]
+    pub fn slot_mut(&mut self, index: usize) -> (&mut Slot, &mut Meta, &[Seg]) {
+        let meta = &mut self.meta[index];
+        let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+        (&mut self.slots[index], meta, self.segs.get(body).unwrap_or(&[]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::tests_seg;
+
+    #[test]
+    fn heads_are_filled_across_pieces_and_refilled_from_the_body() {
+        let bytes: Vec<u8> = (0..=255).chain(0..=255).collect();
+        let pieces: Vec<Seg> = bytes.chunks(50).map(tests_seg).collect();
+        let mut burst = Burst::default();
+        burst.push_pieces(IfaceId(3), 7, &pieces).expect("there is room");
+        assert_eq!(burst.packet(0).head(), &bytes[..128]);
+        assert_eq!(burst.packet(0).frame_bytes(), 512);
+        burst.refill(0);
+        assert_eq!(burst.packet(0).head(), &bytes[..256]);
+        let (_, meta, body) = burst.slot_mut(0);
+        let mut rest = Vec::new();
+        for seg in body {
+            let mut part = vec![0; seg.len()];
+            seg.read(&mut part);
+            rest.extend(part);
+        }
+        assert_eq!((rest, meta.body_bytes), (bytes[256..].to_vec(), 256));
+    }
+
+    #[test]
+    fn a_short_frame_has_no_body() {
+        let mut burst = Burst::default();
+        burst.push(IfaceId(1), 0, tests_seg(&[1; 60])).expect("there is room");
+        let (_, meta, body) = burst.slot_mut(0);
+        assert_eq!((meta.body_bytes, body.len()), (0, 0));
+    }
+}

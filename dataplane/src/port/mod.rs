@@ -1,0 +1,169 @@
+//! How packets enter and leave: one enum for receiving queues, one for sending queues.
+//!
+//! A queue is owned by one worker. Receiving claims slots of the source and fills a [`Burst`];
+//! the slots stay claimed until the worker releases them. Sending reserves room at the sink and
+//! plans copies; [`Tx::flush`] publishes after the copies ran.
+
+pub mod burst;
+pub mod memif;
+pub mod pool;
+pub mod vnet;
+
+use std::os::fd::BorrowedFd;
+
+use crate::copy::{CopyList, Seg};
+use crate::path::{Meta, TxDropReason};
+use crate::table::IfaceId;
+
+pub use burst::{BURST_PKTS, Burst};
+pub use pool::BufferPool;
+
+/// A frame on its way out. Offsets in `meta` are relative to the first byte of `head`.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// The first bytes, private.
+    pub head: &'a mut [u8],
+    /// Where the rest lies.
+    pub body: &'a [Seg],
+    /// Facts; a checksum that is still partial was completed before unless the port takes
+    /// offloads.
+    pub meta: &'a Meta,
+}
+
+impl Outgoing<'_> {
+    /// Bytes of the whole frame.
+    #[inline]
+    pub fn frame_bytes(&self) -> usize {
+        self.head.len() + self.body.iter().map(Seg::len).sum::<usize>()
+    }
+}
+
+/// What a queue came to while it was polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Go on.
+    Good,
+    /// The peer broke the protocol: disconnect it. The word says how.
+    Violation(&'static str),
+    /// The descriptor is dead (the device is gone).
+    Gone,
+}
+
+/// A receiving queue.
+#[derive(Debug)]
+pub enum Rx {
+    /// A tap, or anything else that reads frames behind a virtio-net header.
+    Vnet(vnet::VnetRx),
+    /// A memif ring that the peer fills.
+    Memif(memif::MemifRx),
+}
+
+/// A sending queue.
+#[derive(Debug)]
+pub enum Tx {
+    /// A tap, or anything else that writes frames behind a virtio-net header.
+    Vnet(vnet::VnetTx),
+    /// A memif ring that the peer empties.
+    Memif(memif::MemifTx),
+}
+
+macro_rules! each {
+    ($on:expr, $kind:ident, $port:ident => $do:expr) => {
+        match $on {
+            $kind::Vnet($port) => $do,
+            $kind::Memif($port) => $do,
+        }
+    };
+}
+
+impl Rx {
+    /// Claims up to `max_pkts` frames into the burst.
+    #[inline]
+    pub fn poll(
+        &mut self,
+        iface: IfaceId,
+        burst: &mut Burst,
+        pool: &mut BufferPool,
+        max_pkts: usize,
+    ) -> Health {
+        match self {
+            Rx::Vnet(rx) => rx.poll(iface, burst, pool, max_pkts),
+            Rx::Memif(rx) => rx.poll(iface, burst, max_pkts),
+        }
+    }
+
+    /// Gives one claim back, in any order.
+    #[inline]
+    pub fn release(&mut self, claim: u32, pool: &mut BufferPool) {
+        match self {
+            Rx::Vnet(_) => pool.put(claim),
+            Rx::Memif(rx) => rx.release(claim),
+        }
+    }
+
+    /// Makes released slots visible to the source.
+    #[inline]
+    pub fn flush(&mut self) {
+        match self {
+            Rx::Vnet(_) => {}
+            Rx::Memif(rx) => rx.flush(),
+        }
+    }
+
+    /// A descriptor that becomes readable when there is something to poll. `None`: the queue must
+    /// be polled.
+    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        each!(self, Rx, rx => rx.wake_fd())
+    }
+
+    /// Whether an empty `poll` costs a system call, so that it is only worth it after `wake_fd`
+    /// was seen ready.
+    pub fn poll_is_syscall(&self) -> bool {
+        matches!(self, Rx::Vnet(_))
+    }
+
+    /// Asks the source for wake-ups, before parking. Returns whether frames are there already.
+    pub fn arm(&mut self) -> bool {
+        match self {
+            Rx::Vnet(_) => false,
+            Rx::Memif(rx) => rx.arm(),
+        }
+    }
+
+    /// Tells the source not to bother with wake-ups: we poll.
+    pub fn disarm(&mut self) {
+        if let Rx::Memif(rx) = self {
+            rx.disarm();
+        }
+    }
+}
+
+impl Tx {
+    /// Sends one frame: reserves room and plans the copy of its body into `list`. Nothing is
+    /// visible before [`Tx::flush`].
+    #[inline]
+    pub fn send(&mut self, out: Outgoing<'_>, list: &mut CopyList) -> Result<u32, TxDropReason> {
+        match self {
+            Tx::Vnet(tx) => tx.send(&out),
+            Tx::Memif(tx) => tx.send(&out, list),
+        }
+    }
+
+    /// Publishes what was sent. The copies have run.
+    #[inline]
+    pub fn flush(&mut self) -> Health {
+        match self {
+            Tx::Vnet(tx) => tx.flush(),
+            Tx::Memif(tx) => tx.flush(),
+        }
+    }
+
+    /// How many frames certainly fit now; `usize::MAX` where the sink has no visible limit.
+    #[inline]
+    pub fn free(&mut self) -> usize {
+        match self {
+            Tx::Vnet(_) => usize::MAX,
+            Tx::Memif(tx) => tx.free(),
+        }
+    }
+}

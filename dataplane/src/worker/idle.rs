@@ -1,0 +1,168 @@
+//! When a worker sleeps, and what wakes it.
+//!
+//! `busy` spins. `adaptive` spins for a moment after the last packet, then asks the memif peers
+//! for wake-ups and sleeps in epoll, a millisecond at most: stock memif peers lose wake-ups.
+//! A peer's eventfd is watched edge-triggered and never read or written.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::RxEntry;
+use crate::port::Rx;
+
+/// How a worker waits for packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Polling {
+    /// Spin: lowest latency, one core.
+    Busy,
+    /// Sleep when idle.
+    Adaptive,
+}
+
+/// How long a worker spins after its last packet.
+const SPIN: Duration = Duration::from_micros(30);
+/// The longest sleep.
+const SLEEP_MS: u16 = 1;
+/// The longest sleep while a queue has no descriptor to wait on.
+const BLIND_SLEEP: Duration = Duration::from_micros(50);
+/// Busy turns before memif peers are told that we poll.
+const BUSY_TURNS: u32 = 32;
+/// While other queues are busy, descriptors are looked at every so many turns.
+const LOOK_TURNS: u32 = 8;
+const WAKE: u64 = u64::MAX;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Idle {
+    polling: Polling,
+    epoll: Epoll,
+    wake: OwnedFd,
+    last_work: Instant,
+    now: Instant,
+    busy_turns: u32,
+    armed: bool,
+    /// Queues that must be asked with a system call.
+    syscall_queues: usize,
+    /// Queues that can not wake us.
+    blind_queues: usize,
+    turns_since_look: u32,
+    events: Box<[EpollEvent]>,
+}
+
+impl Idle {
+    pub(super) fn new(polling: Polling, wake: BorrowedFd<'_>) -> std::io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        let now = Instant::now();
+        Ok(Self {
+            polling,
+            epoll,
+            wake: wake.try_clone_to_owned()?,
+            last_work: now,
+            now,
+            busy_turns: 0,
+            armed: false,
+            syscall_queues: 0,
+            blind_queues: 0,
+            turns_since_look: 0,
+            events: vec![EpollEvent::empty(); 64].into_boxed_slice(),
+        })
+    }
+
+    /// Starts to watch the queue with this index.
+    pub(super) fn watch(&mut self, index: usize, rx: &Rx) {
+        // Peers' eventfds edge-triggered, since we never read them.
+        let flags = if rx.poll_is_syscall() {
+            self.syscall_queues += 1;
+            EpollFlags::EPOLLIN
+        } else {
+            EpollFlags::EPOLLIN | EpollFlags::EPOLLET
+        };
+        let added = rx.wake_fd().is_some_and(|fd| {
+            self.epoll.add(fd, EpollEvent::new(flags, index as u64)).is_ok()
+        });
+        self.blind_queues += usize::from(!added);
+        self.armed = false;
+    }
+
+    /// Stops watching a queue that is about to leave the worker.
+    pub(super) fn forget(&mut self, rx: &Rx) {
+        self.syscall_queues -= usize::from(rx.poll_is_syscall());
+        let removed = rx.wake_fd().is_some_and(|fd| self.epoll.delete(fd).is_ok());
+        self.blind_queues = self.blind_queues.saturating_sub(usize::from(!removed));
+    }
+
+    /// Marks the queues that have something to read.
+    #[inline]
+    pub(super) fn look(&mut self, rxs: &mut [Option<RxEntry>]) {
+        self.turns_since_look += 1;
+        let busy_elsewhere = self.busy_turns > BUSY_TURNS;
+        if self.syscall_queues == 0 || (busy_elsewhere && self.turns_since_look < LOOK_TURNS) {
+            return;
+        }
+        self.turns_since_look = 0;
+        self.wait(EpollTimeout::ZERO, rxs);
+    }
+
+    /// Takes note of what the turn found.
+    #[inline]
+    pub(super) fn note(&mut self, work: usize, rxs: &mut [Option<RxEntry>]) {
+        self.now = Instant::now();
+        if work == 0 {
+            self.busy_turns = 0;
+            return;
+        }
+        self.last_work = self.now;
+        self.busy_turns = self.busy_turns.saturating_add(1);
+        if self.armed && self.busy_turns > BUSY_TURNS {
+            self.armed = false;
+            for entry in rxs.iter_mut().flatten() {
+                entry.rx.disarm();
+            }
+        }
+    }
+
+    /// Whether it is time to sleep.
+    pub(super) fn may_park(&self) -> bool {
+        self.polling == Polling::Adaptive && self.now - self.last_work > SPIN
+    }
+
+    /// Sleeps. Returns for how many nanoseconds.
+    pub(super) fn sleep(&mut self, rxs: &mut [Option<RxEntry>]) -> u64 {
+        if !self.armed {
+            self.armed = true;
+            let mut frames_there = false;
+            for entry in rxs.iter_mut().flatten().filter(|entry| !entry.dead) {
+                frames_there |= entry.rx.arm();
+            }
+            if frames_there {
+                return 0;
+            }
+        }
+        let start = Instant::now();
+        if self.blind_queues > 0 {
+            let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+            // A signal that ends the sleep early is harmless.
+            let _ = ppoll(&mut fds, Some(BLIND_SLEEP.into()), None);
+            self.wait(EpollTimeout::ZERO, rxs);
+        } else {
+            self.wait(EpollTimeout::from(SLEEP_MS), rxs);
+        }
+        start.elapsed().as_nanos() as u64
+    }
+
+    fn wait(&mut self, timeout: EpollTimeout, rxs: &mut [Option<RxEntry>]) {
+        let Ok(count) = self.epoll.wait(&mut self.events, timeout) else { return };
+        for event in &self.events[..count] {
+            if event.data() == WAKE {
+                let mut counter = [0; 8];
+                let _ = nix::unistd::read(&self.wake, &mut counter);
+            } else if let Some(Some(entry)) = rxs.get_mut(event.data() as usize) {
+                entry.ready = true;
+            }
+        }
+    }
+}

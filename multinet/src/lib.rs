@@ -3,14 +3,19 @@
 //! | module | holds |
 //! |---|---|
 //! | [`types`] | the objects: Network, AddressBlock, NodeState, Spiderpool's kinds |
-//! | [`rules`] | what is right and wrong about them |
-//! | [`store`] | what the rules need of a store: compare-and-swap |
+//! | [`range`] | sets of addresses |
+//! | [`rules`] | what is right and wrong about objects |
+//! | [`ipam`] | who gets which address |
+//! | [`store`], [`memory`] | what the rules need of a store: compare-and-swap |
 //! | [`realm`] | catalog and node to the data plane's desired state |
 //!
 //! Pure: no client, no I/O, no clock. Time, randomness and the store come from the caller. Nothing
 //! here panics on any input; what is wrong with an object is said in [`rules::Problem`]s.
 #![forbid(unsafe_code)]
 
+pub mod ipam;
+pub mod memory;
+pub mod range;
 pub mod realm;
 pub mod rules;
 pub mod store;

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::meta::resource;
+use crate::range::{Family, number};
 
 /// Label of a block: its Network, so that a node watches only those in use there.
 pub const NETWORK_LABEL: &str = "bowline.dev/network";
@@ -20,7 +21,77 @@ resource! {
     AddressBlock, AddressBlockSpec, super::core::Empty, "bowline.dev/v1alpha1", "AddressBlock", "addressblocks", namespaced: false
 }
 
+/// Addresses in a block.
+pub const BLOCK_SIZE: u128 = 64;
+
+/// The prefix of the block that an address lies in: /26 or /122.
+#[must_use]
+pub fn block_cidr(address: IpAddr) -> IpNet {
+    let family = Family::of(address);
+    let start = family.address(number(address) & !(BLOCK_SIZE - 1));
+    // The length is always within the family's bounds, so that the fallback is never taken.
+    IpNet::new(start, family.bits() - 6).unwrap_or_else(|_| start.into())
+}
+
+/// The name of a block: its Network and its first address in dashes, every group of an IPv6 address
+/// written out: `blue.10-0-0-64`, `blue.fd00-0-0-0-0-0-0-40`. Blocks of the LAN domain are called
+/// `lan.domain.…`, which no Network's name (one DNS label) can lead to.
+#[must_use]
+pub fn block_name(network: &str, address: IpAddr) -> String {
+    let domain = if network.is_empty() { "lan.domain" } else { network };
+    let groups: Vec<String> = match block_cidr(address).addr() {
+        IpAddr::V4(a) => a.octets().iter().map(u8::to_string).collect(),
+        IpAddr::V6(a) => a.segments().iter().map(|s| format!("{s:x}")).collect(),
+    };
+    format!("{domain}.{}", groups.join("-"))
+}
+
 impl AddressBlock {
+    /// A new, unbound and empty block for the 64 addresses around `address`.
+    #[must_use]
+    pub fn around(network: &str, address: IpAddr) -> Self {
+        let spec = AddressBlockSpec {
+            network: network.into(),
+            cidr: block_cidr(address),
+            node: None,
+            entries: Vec::new(),
+        };
+        let mut block = AddressBlock::new(block_name(network, address), spec);
+        block.metadata.labels.insert(NETWORK_LABEL.into(), network.into());
+        block
+    }
+
+    /// The first address as a number.
+    #[must_use]
+    pub fn start(&self) -> u128 {
+        number(self.spec.cidr.network())
+    }
+
+    /// IPv4 or IPv6.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of_net(&self.spec.cidr)
+    }
+
+    /// The entry of an address, to be changed.
+    pub fn entry_mut(&mut self, address: IpAddr) -> Option<&mut Entry> {
+        self.spec.entries.iter_mut().find(|e| e.address == address)
+    }
+
+    /// Sets the entry of its address, keeping the order.
+    pub fn put(&mut self, entry: Entry) {
+        match self.spec.entries.binary_search_by_key(&entry.address, |e| e.address) {
+            Ok(at) => self.spec.entries[at] = entry,
+            Err(at) => self.spec.entries.insert(at, entry),
+        }
+    }
+
+    /// Whether nobody holds an address of it.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.spec.entries.iter().any(|e| e.state.is_held())
+    }
+
     /// The entry of an address.
     #[must_use]
     pub fn entry(&self, address: IpAddr) -> Option<&Entry> {
@@ -69,7 +140,8 @@ pub struct Entry {
     pub address: IpAddr,
     /// Whether it is held, and how.
     pub state: EntryState,
-    /// Who holds it; absent once released, and in quarantine.
+    /// Who holds it; for a released address who had it last, so that a pod whose sandbox is made
+    /// anew gets it back; absent in quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
     /// The interface inside the pod (or on the node).

@@ -1,0 +1,446 @@
+//! Which address a request gets.
+//!
+//! For each candidate pool in turn, the first of these that has a free address:
+//! 1. blocks bound to the node (no contention, one route);
+//! 2. large pools: a new or idle block, bound to the node from now on;
+//! 3. unbound blocks, and a new unbound one;
+//! 4. idle blocks bound to another node: taken over;
+//! 5. used blocks bound to another node: the address becomes a stray with its own route;
+//! 6. addresses that still rest after their release, longest rest first, unless the delay is strict.
+//!
+//! Within one of them the pool's strategy decides. Blocks are compare-and-swapped whole, so that
+//! agents which lost a race spread over blocks at random instead of racing for the lowest again.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::view::View;
+use crate::range::{AddressSet, Family, number};
+use crate::rules::{Binding, Checked, Home, Pool, ReuseDelay, Strategy};
+use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, EntryState, Owner};
+use crate::types::mac::{mix, stable_hash};
+
+/// A pool that a request may be served from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its name.
+    pub pool: String,
+    /// What may be handed out, see [`Checked::allocatable`].
+    pub addresses: AddressSet,
+    /// Which free address is taken.
+    pub strategy: Strategy,
+    /// How long a released address rests.
+    pub reuse_delay: ReuseDelay,
+    /// Whether nodes hold blocks of it.
+    pub binding: Binding,
+}
+
+impl Candidate {
+    /// The candidate that a checked pool is.
+    #[must_use]
+    pub fn new(checked: &Checked, home: &Home, pool: &Pool) -> Self {
+        Candidate {
+            pool: pool.name.clone(),
+            addresses: checked.allocatable(home, pool),
+            strategy: pool.strategy,
+            reuse_delay: pool.reuse_delay,
+            binding: pool.binding,
+        }
+    }
+
+    /// Whether nodes hold blocks of it. Auto: where there are twice as many blocks as nodes and at
+    /// least eight, so that a node which holds a block it hardly uses starves nobody.
+    #[must_use]
+    pub fn binds(&self, cluster_nodes: u32) -> bool {
+        match self.binding {
+            Binding::Always => true,
+            Binding::Never => false,
+            Binding::Auto => {
+                self.addresses.window_count() >= u128::from(cluster_nodes).saturating_mul(2).max(8)
+            }
+        }
+    }
+}
+
+/// One address wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Who wants it.
+    pub owner: Owner,
+    /// For which interface.
+    pub interface: String,
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// For which sandbox; empty for a node.
+    pub sandbox_id: String,
+    /// Where it will be used.
+    pub node: String,
+    /// Pools, tried in this order.
+    pub candidates: Vec<Candidate>,
+    /// This address and no other; it must lie in a candidate.
+    pub exact: Option<IpAddr>,
+    /// StatefulSet pods and virtual machines: a claim of the same namespace and name is theirs,
+    /// whatever the UID.
+    pub sticky: bool,
+    /// How many nodes the cluster has.
+    pub cluster_nodes: u32,
+}
+
+impl Request {
+    /// Whether an entry is this request's, held or released last.
+    fn owns(&self, entry: &Entry) -> bool {
+        Family::of(entry.address) == self.family
+            && entry.interface == self.interface
+            && entry.owner.as_ref().is_some_and(|o| same_owner(o, &self.owner, self.sticky))
+    }
+
+    fn seed(&self, attempt: u32) -> u64 {
+        let key = stable_hash(&[&self.owner.key(), &self.interface, &self.sandbox_id, &self.node]);
+        mix(key ^ u64::from(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn entry(&self, address: IpAddr, pool: &str, now_ms: u64) -> Entry {
+        Entry {
+            address,
+            state: EntryState::Intent,
+            owner: Some(self.owner.clone()),
+            interface: self.interface.clone(),
+            pool: pool.into(),
+            sandbox_id: self.sandbox_id.clone(),
+            node: self.node.clone(),
+            since_ms: now_ms,
+            until_ms: None,
+            reason: String::new(),
+        }
+    }
+}
+
+fn same_owner(had: &Owner, wants: &Owner, sticky: bool) -> bool {
+    match (had, wants) {
+        (
+            Owner::Pod { namespace: a, name: b, uid: c },
+            Owner::Pod { namespace: x, name: y, uid: z },
+        ) => (sticky || c == z) && a == x && b == y,
+        (Owner::Node { name: a }, Owner::Node { name: b }) => a == b,
+        _ => false,
+    }
+}
+
+/// An address given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The address.
+    pub address: IpAddr,
+    /// The pool that it is from.
+    pub pool: String,
+    /// Whether the holder did not have it before this call: to be undone if the call fails.
+    pub fresh: bool,
+}
+
+/// Why a pool did not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The pool.
+    pub pool: String,
+    /// Why, to follow the pool's name in a sentence.
+    pub why: String,
+}
+
+/// Why no pool served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rejections {
+    /// What was asked for.
+    pub wanted: String,
+    /// Every pool that was considered.
+    pub pools: Vec<Rejection>,
+}
+
+impl fmt::Display for Rejections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no address for {}", self.wanted)?;
+        if self.pools.is_empty() {
+            return f.write_str(": no pool is eligible; name one in the Network's spec.ipPools");
+        }
+        for (i, r) in self.pools.iter().enumerate() {
+            write!(f, "{} pool {} {}", if i == 0 { ":" } else { ";" }, r.pool, r.why)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Rejections {}
+
+/// Decides and notes the decision in the view. `attempt` counts lost races.
+///
+/// # Errors
+/// Why each candidate did not serve; the view must not be written then.
+pub fn plan_claim(
+    view: &mut View,
+    request: &Request,
+    attempt: u32,
+    now_ms: u64,
+) -> Result<Claim, Rejections> {
+    if let Some(claim) = existing(view, request, now_ms) {
+        return Ok(claim);
+    }
+    let mut refused =
+        Rejections { wanted: wanted(request), pools: Vec::with_capacity(request.candidates.len()) };
+    for candidate in &request.candidates {
+        let found = match request.exact {
+            Some(address) => exact(view, candidate, address, now_ms),
+            None => last_held(view, request, candidate, now_ms).map_or_else(
+                || choose(view, request, candidate, attempt, now_ms),
+                |address| Ok(Choice { address, bind: None }),
+            ),
+        };
+        match found {
+            Ok(choice) => {
+                let entry = request.entry(choice.address, &candidate.pool, now_ms);
+                let block = view.change(choice.address);
+                block.put(entry);
+                if let Some(node) = choice.bind {
+                    block.spec.node = node;
+                }
+                let address = choice.address;
+                return Ok(Claim { address, pool: candidate.pool.clone(), fresh: true });
+            }
+            Err(why) => refused.pools.push(Rejection { pool: candidate.pool.clone(), why }),
+        }
+    }
+    Err(refused)
+}
+
+fn wanted(request: &Request) -> String {
+    let Request { owner, interface, family, .. } = request;
+    match request.exact {
+        Some(address) => format!("{interface} of {owner}, which wants {address}"),
+        None => format!("{interface} of {owner} ({family})"),
+    }
+}
+
+/// What the key holds already, moved to the request's sandbox and owner. Another address than an
+/// exact one that is asked for is given back.
+fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
+    let held = view.entries(|e| e.state.is_held() && request.owns(e));
+    let entry = held.map(|(_, e)| e.clone()).next()?;
+    if request.exact.is_some_and(|exact| exact != entry.address) {
+        let block = view.change(entry.address);
+        block.put(Entry { state: EntryState::Released, since_ms: now_ms, ..entry });
+        return None;
+    }
+    let claim = Claim { address: entry.address, pool: entry.pool.clone(), fresh: false };
+    let same = entry.owner.as_ref() == Some(&request.owner)
+        && entry.sandbox_id == request.sandbox_id
+        && entry.node == request.node;
+    if !same {
+        view.change(entry.address).put(request.entry(claim.address, &claim.pool, now_ms));
+    }
+    Some(claim)
+}
+
+/// The address that the key had last, if nobody else wants it: a pod whose sandbox is made anew keeps
+/// its address.
+fn last_held(view: &View, request: &Request, candidate: &Candidate, now_ms: u64) -> Option<IpAddr> {
+    let mut last = view.entries(|e| {
+        e.state == EntryState::Released
+            && request.owns(e)
+            && candidate.addresses.contains(e.address)
+    });
+    let (_, entry) = last.next()?;
+    exact(view, candidate, entry.address, now_ms).is_ok().then_some(entry.address)
+}
+
+/// An address, and the node that its block is bound to from now on (if that changes).
+struct Choice {
+    address: IpAddr,
+    bind: Option<Option<String>>,
+}
+
+fn exact(
+    view: &View,
+    candidate: &Candidate,
+    address: IpAddr,
+    now_ms: u64,
+) -> Result<Choice, String> {
+    if !candidate.addresses.contains(address) {
+        return Err(format!("does not hold {address}"));
+    }
+    match view.block_of(address).and_then(|b| b.entry(address)) {
+        Some(e) if e.state.is_held() => {
+            let holder = e.owner.as_ref().map_or_else(|| "somebody".into(), ToString::to_string);
+            Err(format!("has given {address} to {holder}"))
+        }
+        Some(e) if e.state == EntryState::Quarantined && e.until_ms > Some(now_ms) => {
+            Err(format!("holds {address} in quarantine: {}", e.reason))
+        }
+        // Whoever names an address wants that one: its rest does not matter.
+        _ => Ok(Choice { address, bind: None }),
+    }
+}
+
+/// The free and the resting addresses of a block, bit by bit.
+struct Masks {
+    free: u64,
+    resting: u64,
+}
+
+fn masks(block: &AddressBlock, candidate: &Candidate, now_ms: u64) -> Masks {
+    let mut free = candidate.addresses.window(block.start());
+    let mut resting = 0;
+    for entry in &block.spec.entries {
+        let bit = 1u64 << ((number(entry.address) - block.start()) & (BLOCK_SIZE - 1));
+        let taken = match entry.state {
+            EntryState::Intent | EntryState::Allocated => true,
+            EntryState::Quarantined => entry.until_ms.is_some_and(|until| until > now_ms),
+            EntryState::Released => {
+                let rests = now_ms < entry.since_ms.saturating_add(candidate.reuse_delay.ms);
+                if rests && !candidate.reuse_delay.strict {
+                    resting |= free & bit;
+                }
+                rests
+            }
+        };
+        if taken {
+            free &= !bit;
+        }
+    }
+    Masks { free, resting }
+}
+
+fn choose(
+    view: &View,
+    request: &Request,
+    candidate: &Candidate,
+    attempt: u32,
+    now_ms: u64,
+) -> Result<Choice, String> {
+    if candidate.addresses.is_empty() {
+        return Err("holds no address; fill its spec.ips".into());
+    }
+    let picker = Picker { view, request, candidate, attempt, now_ms };
+    let node = request.node.as_str();
+    let binds = candidate.binds(request.cluster_nodes);
+    let bound = |b: &AddressBlock| b.spec.node.as_deref() == Some(node);
+    let unbound = |b: &AddressBlock| b.spec.node.is_none();
+    let foreign = |b: &AddressBlock| b.spec.node.is_some() && !bound(b);
+    let mine = Some(Some(node.to_string()));
+    let taken_over = if binds { mine.clone() } else { Some(None) };
+    let found = picker
+        .pick(bound, false, None)
+        .or_else(|| binds.then(|| picker.pick(|b| unbound(b) && b.is_idle(), true, mine))?)
+        .or_else(|| picker.pick(unbound, !binds, None))
+        .or_else(|| picker.pick(|b| foreign(b) && b.is_idle(), false, taken_over))
+        .or_else(|| picker.pick(foreign, false, None))
+        .or_else(|| picker.longest_rest());
+    found.ok_or_else(|| picker.why_exhausted())
+}
+
+struct Picker<'a> {
+    view: &'a View,
+    request: &'a Request,
+    candidate: &'a Candidate,
+    attempt: u32,
+    now_ms: u64,
+}
+
+impl Picker<'_> {
+    /// The strategy's address among the blocks that pass, and (`create`) one that does not exist yet.
+    fn pick(
+        &self,
+        pass: impl Fn(&AddressBlock) -> bool,
+        create: bool,
+        bind: Option<Option<String>>,
+    ) -> Option<Choice> {
+        let seed = self.request.seed(self.attempt);
+        let spread = self.attempt > 0 || self.candidate.strategy == Strategy::Random;
+        let family = self.candidate.addresses.family();
+        let options = self.blocks().filter(|b| pass(b)).filter_map(|b| {
+            let free = masks(b, self.candidate, self.now_ms).free;
+            (free != 0).then(|| self.best(b.start(), Some(b), free, seed))
+        });
+        let new = create
+            .then(|| self.missing(spread || bind.is_some()))
+            .flatten()
+            .map(|start| self.best(start, None, self.candidate.addresses.window(start), seed));
+        let best = options.chain(new).min_by_key(|option| {
+            let start = option.1 & !(BLOCK_SIZE - 1);
+            // After a lost race any block is as good as the lowest.
+            #[expect(clippy::cast_possible_truncation, reason = "a hash of the low bits will do")]
+            let order = if spread { mix(seed ^ (start >> 6) as u64) } else { 0 };
+            (order, *option)
+        })?;
+        Some(Choice { address: family.address(best.1), bind })
+    }
+
+    /// The strategy's best address of a block: (order, address), lower is better.
+    fn best(&self, start: u128, block: Option<&AddressBlock>, free: u64, seed: u64) -> (u64, u128) {
+        let bits = (0..64u32).filter(|bit| free >> bit & 1 == 1);
+        let family = self.candidate.addresses.family();
+        let ranked = bits.map(|bit| {
+            let address = start + u128::from(bit);
+            let order = match self.candidate.strategy {
+                Strategy::Lowest => 0,
+                Strategy::Random => mix(seed ^ u64::from(bit)),
+                // Never held is older than any release.
+                Strategy::LeastRecentlyReleased => {
+                    block.and_then(|b| b.entry(family.address(address))).map_or(0, |e| e.since_ms)
+                }
+            };
+            (order, address)
+        });
+        ranked.min().unwrap_or((u64::MAX, start))
+    }
+
+    /// A window of the pool without block. Shared pools fill from below; where nodes hold blocks each
+    /// begins somewhere else, so that starting nodes do not race.
+    fn missing(&self, spread: bool) -> Option<u128> {
+        let set = &self.candidate.addresses;
+        let count = set.window_count();
+        let from = if spread {
+            u128::from(stable_hash(&[&self.request.node]) ^ u64::from(self.attempt)) % count
+        } else {
+            0
+        };
+        let tries = count.min(self.blocks().count() as u128 + 1);
+        (0..tries)
+            .filter_map(|i| set.nth_window((from + i) % count))
+            .find(|start| self.view.block(set.family(), *start).is_none())
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &AddressBlock> {
+        let set = &self.candidate.addresses;
+        self.view.blocks_of(set.family()).filter(|b| set.window(b.start()) != 0)
+    }
+
+    fn longest_rest(&self) -> Option<Choice> {
+        let entries = self.blocks().flat_map(|b| {
+            let resting = masks(b, self.candidate, self.now_ms).resting;
+            b.spec.entries.iter().filter(move |e| {
+                resting >> ((number(e.address) - b.start()) & (BLOCK_SIZE - 1)) & 1 == 1
+            })
+        });
+        let entry = entries.min_by_key(|e| (e.since_ms, e.address))?;
+        Some(Choice { address: entry.address, bind: None })
+    }
+
+    fn why_exhausted(&self) -> String {
+        let count = |wanted: &dyn Fn(&Entry) -> bool| {
+            let set = &self.candidate.addresses;
+            self.blocks()
+                .flat_map(|b| &b.spec.entries)
+                .filter(|e| set.contains(e.address) && wanted(e))
+                .count()
+        };
+        let held = count(&|e| e.state.is_held());
+        let quarantined = count(&|e| e.state == EntryState::Quarantined);
+        let resting = count(&|e| e.state == EntryState::Released);
+        let mut text = format!("is used up ({held} of {} held", self.candidate.addresses.len());
+        for (n, what) in [(quarantined, "in quarantine"), (resting, "resting after release")] {
+            if n > 0 {
+                text.push_str(&format!(", {n} {what}"));
+            }
+        }
+        text.push(')');
+        text
+    }
+}

@@ -1,0 +1,162 @@
+//! Read, decide, compare-and-swap; on a lost race again. The driver holds no state: whoever drops it
+//! between two writes (a crash) leaves the store in a state that the next call understands.
+
+use super::claim::{Claim, Rejections, Request, plan_claim};
+use super::view::View;
+use crate::store::{Store, StoreError};
+use crate::types::block::{AddressBlock, Entry, EntryState, NETWORK_LABEL};
+use crate::types::meta::LabelSelector;
+
+/// How often a call decides anew after losing a race. Each loss means that another call went ahead.
+pub const MAX_ATTEMPTS: u32 = 256;
+
+/// Why a claim failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// No pool served; every one is named with the reason.
+    #[error("{0}")]
+    Rejected(Rejections),
+    /// The store failed. Claims may have been made: the same call again finds them, DEL frees them.
+    #[error("addresses cannot be claimed now: {0}")]
+    Store(#[from] StoreError),
+    /// Others were always faster.
+    #[error(
+        "lost the race for addresses of {0} {MAX_ATTEMPTS} times; try again, or give the pool \
+         more blocks"
+    )]
+    Contended(String),
+}
+
+/// The blocks of a domain as the store has them.
+///
+/// # Errors
+/// The store's.
+pub async fn load<S: Store>(store: &S, domain: &str) -> Result<View, StoreError> {
+    let selector = LabelSelector::label(NETWORK_LABEL, domain);
+    Ok(View::new(domain, store.list::<AddressBlock>(&selector).await?))
+}
+
+/// Claims an address for each request, all or none. Asking again for the same keys gives the same
+/// addresses.
+///
+/// # Errors
+/// [`ClaimError`]; a rejection leaves nothing claimed that was not before.
+pub async fn claim<S: Store>(
+    store: &S,
+    domain: &str,
+    requests: &[Request],
+    now_ms: u64,
+) -> Result<Vec<Claim>, ClaimError> {
+    // What this call has claimed, over all attempts: `fresh` of a later attempt would say no.
+    let mut fresh: Vec<Entry> = Vec::new();
+    for attempt in 0..MAX_ATTEMPTS {
+        let mut view = load(store, domain).await?;
+        let planned: Result<Vec<Claim>, Rejections> =
+            requests.iter().map(|r| plan_claim(&mut view, r, attempt, now_ms)).collect();
+        let mut claims = match planned {
+            Ok(claims) => claims,
+            Err(rejections) => {
+                give_back(store, domain, &fresh, now_ms).await?;
+                return Err(ClaimError::Rejected(rejections));
+            }
+        };
+        if write_claims(store, &view, &claims, &mut fresh).await? {
+            for claim in &mut claims {
+                claim.fresh |= fresh.iter().any(|e| e.address == claim.address);
+            }
+            return Ok(claims);
+        }
+    }
+    give_back(store, domain, &fresh, now_ms).await?;
+    Err(ClaimError::Contended(domain_text(domain)))
+}
+
+/// Writes what a plan changed and notes the entries that are new. `false`: a race was lost.
+async fn write_claims<S: Store>(
+    store: &S,
+    view: &View,
+    claims: &[Claim],
+    fresh: &mut Vec<Entry>,
+) -> Result<bool, StoreError> {
+    for block in view.writes() {
+        let result = match block.metadata.resource_version {
+            None => store.create(block).await,
+            Some(_) => store.update(block).await,
+        };
+        match result {
+            Ok(_) => {
+                let new = claims.iter().filter(|c| c.fresh);
+                fresh.extend(new.filter_map(|c| block.entry(c.address)).cloned());
+            }
+            Err(error) if error.is_race() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+async fn give_back<S: Store>(
+    store: &S,
+    domain: &str,
+    fresh: &[Entry],
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    modify(store, domain, |view| {
+        for entry in fresh {
+            super::plan_free_record(view, entry, now_ms);
+        }
+    })
+    .await
+}
+
+/// Changes a domain by any of the plans of [`super`], again after each lost race, and returns what the
+/// last run of `plan` returned. `plan` may run several times.
+///
+/// # Errors
+/// The store's; `Conflict` after [`MAX_ATTEMPTS`] lost races. Part of the plan may be written.
+pub async fn modify<S: Store, T>(
+    store: &S,
+    domain: &str,
+    mut plan: impl FnMut(&mut View) -> T + Send,
+) -> Result<T, StoreError>
+where
+    T: Send,
+{
+    let mut last = StoreError::NotFound { kind: "AddressBlock", name: domain_text(domain) };
+    for _ in 0..MAX_ATTEMPTS {
+        let mut view = load(store, domain).await?;
+        let outcome = plan(&mut view);
+        match write_all(store, &view).await {
+            Ok(()) => return Ok(outcome),
+            Err(error) if error.is_race() => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+async fn write_all<S: Store>(store: &S, view: &View) -> Result<(), StoreError> {
+    for block in view.writes() {
+        match block.metadata.resource_version {
+            None => store.create(block).await?,
+            Some(_) => store.update(block).await?,
+        };
+    }
+    Ok(())
+}
+
+fn domain_text(domain: &str) -> String {
+    if domain.is_empty() { "the LAN domain".into() } else { format!("Network {domain}") }
+}
+
+/// Whether a claim is a crash's remnant: an intent that nobody finished.
+impl Entry {
+    /// An intent older than `patience_ms`.
+    #[must_use]
+    pub fn is_stale_intent(&self, now_ms: u64, patience_ms: u64) -> bool {
+        self.state == EntryState::Intent && self.since_ms.saturating_add(patience_ms) < now_ms
+    }
+}

@@ -1,0 +1,318 @@
+//! Objects against each other. Of two that cannot both be, the older wins and the other serves
+//! nothing: every node decides alike, whatever order the objects arrived in.
+//!
+//! A pool's home (CONTROL: "Spiderpool's group is somebody else's"): the Network that its label
+//! names; without label the one Network that lists it; else the LAN domain, which only the IPAM-only
+//! plugin uses. A pool listed by two Networks and labelled for none has no home.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::{Pool, Problem, check_reserved, validate_network};
+use crate::range::{AddressSet, Family};
+use crate::types::meta::Resource;
+use crate::types::network::{Encapsulation, Network};
+use crate::types::pool::{SpiderIPPool, SpiderReservedIP, annotation};
+
+/// Objects as they were read, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// Networks.
+    pub networks: BTreeMap<String, Network>,
+    /// Pools.
+    pub pools: BTreeMap<String, SpiderIPPool>,
+    /// Reservations.
+    pub reserved: BTreeMap<String, SpiderReservedIP>,
+}
+
+/// Where a pool belongs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Home {
+    /// A Network.
+    Network(String),
+    /// The LAN domain.
+    Lan,
+}
+
+impl Home {
+    /// As [`crate::types::block::AddressBlockSpec::network`] writes it.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        match self {
+            Home::Network(name) => name,
+            Home::Lan => "",
+        }
+    }
+}
+
+/// A problem and the object that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectProblem {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+impl fmt::Display for ObjectProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.kind, self.name, self.problem)
+    }
+}
+
+/// The catalog's usable part.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Networks that may serve, by name.
+    pub networks: BTreeMap<String, Network>,
+    /// Pools that may serve, by name, with their home.
+    pub pools: BTreeMap<String, (Home, Pool)>,
+    /// Everything that is wrong, and with what.
+    pub problems: Vec<ObjectProblem>,
+    reserved: Vec<(Option<String>, AddressSet)>,
+}
+
+impl Checked {
+    /// Checks a catalog.
+    #[must_use]
+    pub fn new(catalog: &Catalog) -> Self {
+        let mut checked = Checked::default();
+        checked.take_networks(catalog);
+        checked.take_pools(catalog);
+        checked.take_reserved(catalog);
+        checked
+    }
+
+    /// Problems of one object.
+    pub fn problems_of<'a>(
+        &'a self,
+        kind: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Problem> {
+        self.problems.iter().filter(move |p| p.kind == kind && p.name == name).map(|p| &p.problem)
+    }
+
+    /// Pools of a Network ("" = the LAN domain), by name.
+    pub fn pools_of<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = &'a Pool> {
+        self.pools.values().filter(move |(home, _)| home.domain() == domain).map(|(_, pool)| pool)
+    }
+
+    /// What may be handed out of a pool: its addresses without reserved ones and without the
+    /// gateways of its Network's other pools.
+    #[must_use]
+    pub fn allocatable(&self, home: &Home, pool: &Pool) -> AddressSet {
+        let mut set = pool.addresses.clone();
+        for (domain, reserved) in &self.reserved {
+            if domain.as_deref().is_none_or(|d| d == home.domain()) {
+                set = set.minus(reserved);
+            }
+        }
+        let gateways = self.pools_of(home.domain()).filter_map(|p| p.gateway);
+        set.minus(&AddressSet::from_addresses(pool.family, gateways))
+    }
+
+    fn add<R: Resource>(&mut self, object: &R, problem: Problem) {
+        self.problems.push(ObjectProblem {
+            kind: R::KIND,
+            name: object.meta().name.clone(),
+            problem,
+        });
+    }
+
+    fn take_networks(&mut self, catalog: &Catalog) {
+        let mut by_age: Vec<&Network> = catalog.networks.values().collect();
+        by_age.sort_by_key(|n| n.metadata.age_key());
+        let mut vnis: BTreeMap<u32, &str> = BTreeMap::new();
+        let mut vlans: BTreeMap<(&str, u16), &str> = BTreeMap::new();
+        for network in by_age {
+            let mut problems = validate_network(network);
+            // An invalid Network claims nothing, so that it cannot push a valid one aside.
+            if !problems.iter().any(Problem::is_error) {
+                problems.extend(claim_tag(network, &mut vnis, &mut vlans));
+            }
+            let usable = !problems.iter().any(Problem::is_error);
+            for problem in problems {
+                self.add(network, problem);
+            }
+            if usable {
+                self.networks.insert(network.metadata.name.clone(), network.clone());
+            }
+        }
+    }
+
+    fn take_pools(&mut self, catalog: &Catalog) {
+        let mut by_age: Vec<&SpiderIPPool> = catalog.pools.values().collect();
+        by_age.sort_by_key(|p| p.metadata.age_key());
+        for object in by_age {
+            let mut problems = Vec::new();
+            let home = home_of(object, catalog, &mut problems);
+            let pool = Pool::check(object, &mut problems);
+            if let (Some(home), Some(pool)) = (&home, &pool) {
+                problems.extend(self.overlap(home, pool));
+            }
+            let usable = !problems.iter().any(Problem::is_error);
+            for problem in problems {
+                self.add(object, problem);
+            }
+            if let (true, Some(home), Some(pool)) = (usable, home, pool) {
+                self.pools.insert(pool.name.clone(), (home, pool));
+            }
+        }
+        self.check_listed(catalog);
+    }
+
+    /// Within a Network, subnets are equal or apart, and no address is in two pools.
+    fn overlap(&self, home: &Home, pool: &Pool) -> Option<Problem> {
+        let others = self.pools_of(home.domain()).filter(|o| o.family == pool.family);
+        for other in others {
+            if other.subnet == pool.subnet {
+                let common = other.addresses.and(&pool.addresses);
+                if !common.is_empty() {
+                    let message = format!(
+                        "is also in the older pool {} of the same Network; exclude it here or there",
+                        other.name
+                    );
+                    return Some(Problem::error("spec.ips", common, message));
+                }
+            } else if other.subnet.contains(&pool.subnet) || pool.subnet.contains(&other.subnet) {
+                let message = format!(
+                    "overlaps {} of the older pool {} of the same Network; \
+                     use an equal or a separate subnet, or another Network",
+                    other.subnet, other.name
+                );
+                return Some(Problem::error("spec.subnet", pool.subnet, message));
+            }
+        }
+        None
+    }
+
+    /// Pools that a Network lists but cannot use. They may come later: warnings.
+    fn check_listed(&mut self, catalog: &Catalog) {
+        for network in catalog.networks.values() {
+            let lists = [
+                ("ipv4", Family::V4, &network.spec.ip_pools.ipv4),
+                ("ipv6", Family::V6, &network.spec.ip_pools.ipv6),
+            ];
+            for (field, family, names) in lists {
+                for (i, name) in names.iter().enumerate() {
+                    let at = format!("spec.ipPools.{field}[{i}]");
+                    if let Some(why) = self.why_unusable(catalog, network, family, name) {
+                        self.add(network, Problem::warning(at, name, why));
+                    }
+                }
+            }
+        }
+    }
+
+    fn why_unusable(
+        &self,
+        catalog: &Catalog,
+        network: &Network,
+        family: Family,
+        pool: &str,
+    ) -> Option<String> {
+        match self.pools.get(pool) {
+            Some((home, _)) if home.domain() != network.metadata.name => {
+                Some(format!("belongs to {home} by its label {}", annotation::NETWORK))
+            }
+            Some((_, pool)) if pool.family != family => Some(format!("is an {} pool", pool.family)),
+            Some(_) => None,
+            None if catalog.pools.contains_key(pool) => Some("is refused, see the pool".into()),
+            None => Some("does not exist; create the SpiderIPPool".into()),
+        }
+    }
+
+    fn take_reserved(&mut self, catalog: &Catalog) {
+        for object in catalog.reserved.values() {
+            let mut problems = Vec::new();
+            if let Some(set) = check_reserved(object, &mut problems) {
+                let network = object.metadata.labels.get(annotation::NETWORK).cloned();
+                self.reserved.push((network, set));
+            }
+            for problem in problems {
+                self.add(object, problem);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Home::Network(name) => write!(f, "Network {name}"),
+            Home::Lan => f.write_str("the LAN domain"),
+        }
+    }
+}
+
+/// Takes the Network's VNI or VLAN, unless an older one has it.
+fn claim_tag<'a>(
+    network: &'a Network,
+    vnis: &mut BTreeMap<u32, &'a str>,
+    vlans: &mut BTreeMap<(&'a str, u16), &'a str>,
+) -> Option<Problem> {
+    let name = network.metadata.name.as_str();
+    let physical = network.spec.physical_network.as_str();
+    let (field, value, other) = match network.spec.encapsulation {
+        Encapsulation::Vxlan => {
+            let Some(vni) = network.vni() else {
+                let message = "none is allocated yet; the controller chooses one, or write one";
+                return Some(Problem::error("spec.vni", "", message));
+            };
+            ("spec.vni", vni, take(vnis, vni, name))
+        }
+        Encapsulation::Vlan | Encapsulation::None => {
+            let id = network.spec.vlan_id.unwrap_or(0);
+            let key = (physical, id);
+            let other = take(vlans, key, name);
+            ("spec.vlanID", u32::from(id), other)
+        }
+    };
+    other.map(|other| {
+        let message = format!("belongs to the older Network {other}; choose another");
+        Problem::error(field, value, message)
+    })
+}
+
+/// Where a pool belongs; `None`, with a problem, where Networks dispute it.
+fn home_of(pool: &SpiderIPPool, catalog: &Catalog, problems: &mut Vec<Problem>) -> Option<Home> {
+    if let Some(label) = pool.metadata.labels.get(annotation::NETWORK).filter(|l| !l.is_empty()) {
+        if !catalog.networks.contains_key(label) {
+            let field = format!("metadata.labels[{}]", annotation::NETWORK);
+            let message = "no such Network; the pool serves nobody until it is created";
+            problems.push(Problem::warning(field, label, message));
+        }
+        return Some(Home::Network(label.clone()));
+    }
+    let name = pool.metadata.name.as_str();
+    let lists = |n: &&Network| n.spec.ip_pools.names().any(|p| p == name);
+    let listing: BTreeSet<&str> =
+        catalog.networks.values().filter(lists).map(|n| n.metadata.name.as_str()).collect();
+    match listing.len() {
+        0 => Some(Home::Lan),
+        1 => listing.first().map(|n| Home::Network((*n).into())),
+        _ => {
+            let names: Vec<&str> = listing.into_iter().collect();
+            let message = format!(
+                "is listed by the Networks {}; set the label {} to one of them",
+                names.join(", "),
+                annotation::NETWORK
+            );
+            problems.push(Problem::error("metadata.name", name, message));
+            None
+        }
+    }
+}
+
+/// Gives `key` to `name`, or names the one that has it.
+fn take<'a, K: Ord>(map: &mut BTreeMap<K, &'a str>, key: K, name: &'a str) -> Option<&'a str> {
+    match map.entry(key) {
+        std::collections::btree_map::Entry::Occupied(other) => Some(other.get()),
+        std::collections::btree_map::Entry::Vacant(free) => {
+            free.insert(name);
+            None
+        }
+    }
+}

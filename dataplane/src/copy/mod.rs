@@ -72,6 +72,9 @@ impl Seg {
     #[inline]
     pub fn read(&self, to: &mut [u8]) -> usize {
         let len = to.len().min(self.len());
+        if len == 0 {
+            return 0;
+        }
         // SAFETY: `self` is readable for `len` bytes (module invariant); `to` is private and
         // exclusively borrowed, so the two do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(self.ptr, to.as_mut_ptr(), len) };
@@ -106,6 +109,9 @@ impl SegMut {
         Self { ptr, len }
     }
 
+    /// No room.
+    pub const EMPTY: SegMut = SegMut { ptr: std::ptr::null_mut(), len: 0 };
+
     /// Its bytes.
     #[inline]
     pub fn len(&self) -> usize {
@@ -122,6 +128,9 @@ impl SegMut {
     #[inline]
     pub fn write(self, from: &[u8]) -> SegMut {
         let len = from.len().min(self.len());
+        if len == 0 {
+            return self;
+        }
         // SAFETY: `self` is writable for `len` bytes (promise of `new`); `from` is private memory.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.ptr, len) };
         // SAFETY: `len` is at most the destination's length.
@@ -203,6 +212,21 @@ impl CopyList {
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: by the caller.
     unsafe { std::ptr::copy(from, to, len) };
+}
+
+/// A received piece of a memif frame.
+#[inline]
+pub(crate) fn peer_seg(seg: &memif::Seg) -> Seg {
+    // The memif crate checked that it lies in a mapped region, which its queue keeps mapped; the
+    // worker drops no queue while claims on it are held.
+    Seg { ptr: seg.as_ptr(), len: seg.len() as u32 }
+}
+
+/// A reserved piece of a memif ring.
+#[inline]
+pub(crate) fn peer_seg_mut(seg: &memif::SegMut) -> SegMut {
+    // As for `peer_seg`; the reservation is this worker's until it publishes.
+    SegMut { ptr: seg.as_ptr(), len: seg.len() as u32 }
 }
 
 /// A segment over a port's own buffer, from `from` on and at most `len` bytes long. The port keeps

@@ -1,5 +1,7 @@
 //! The packets of one burst: heads, facts and where the bodies lie.
 
+use memif::RxBurst;
+
 use crate::copy::Seg;
 use crate::path::{HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
 use crate::table::IfaceId;
@@ -16,6 +18,9 @@ pub struct Burst {
     meta: Box<[Meta]>,
     segs: Vec<Seg>,
     len: usize,
+    /// Where memif queues put their claims on the way into the burst; one for all of them, so
+    /// that it stays in the cache.
+    memif: Option<Box<RxBurst>>,
 }
 
 impl Default for Burst {
@@ -25,6 +30,7 @@ impl Default for Burst {
             meta: vec![Meta::default(); BURST_PKTS].into_boxed_slice(),
             segs: Vec::with_capacity(BURST_SEGS),
             len: 0,
+            memif: Some(Box::new(RxBurst::new(BURST_PKTS))),
         }
     }
 }
@@ -53,6 +59,17 @@ impl Burst {
     #[inline]
     pub fn room(&self) -> usize {
         if self.segs.len() + 17 > BURST_SEGS { 0 } else { BURST_PKTS - self.len }
+    }
+
+    /// Lends the memif claims out; [`Burst::put_memif`] brings them back.
+    #[inline]
+    pub(super) fn take_memif(&mut self) -> Box<RxBurst> {
+        self.memif.take().unwrap_or_else(|| Box::new(RxBurst::new(BURST_PKTS)))
+    }
+
+    #[inline]
+    pub(super) fn put_memif(&mut self, claimed: Box<RxBurst>) {
+        self.memif = Some(claimed);
     }
 
     /// Takes in a frame that lies in one piece at `frame`. The facts start from scratch.

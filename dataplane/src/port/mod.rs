@@ -11,6 +11,8 @@ pub mod vnet;
 
 use std::os::fd::BorrowedFd;
 
+use ::memif::Notifier;
+
 use crate::copy::{CopyList, Seg};
 use crate::path::{Meta, TxDropReason};
 use crate::table::IfaceId;
@@ -34,7 +36,7 @@ impl Outgoing<'_> {
     /// Bytes of the whole frame.
     #[inline]
     pub fn frame_bytes(&self) -> usize {
-        self.head.len() + self.body.iter().map(Seg::len).sum::<usize>()
+        self.head.len() + self.meta.body_bytes as usize
     }
 }
 
@@ -151,10 +153,10 @@ impl Tx {
 
     /// Publishes what was sent. The copies have run.
     #[inline]
-    pub fn flush(&mut self) -> Health {
+    pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
         match self {
             Tx::Vnet(tx) => tx.flush(),
-            Tx::Memif(tx) => tx.flush(),
+            Tx::Memif(tx) => tx.flush(notifier),
         }
     }
 

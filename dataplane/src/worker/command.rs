@@ -187,6 +187,7 @@ pub fn setup(count: usize, polling: Polling, tables: Tables) -> std::io::Result<
             burst: Burst::default(),
             pool: BufferPool::default(),
             list: CopyList::default(),
+            notifier: memif::Notifier::new()?,
             limiter: IcmpLimiter::default(),
             peers: peers.remove(0),
             handle: WorkerEnd {

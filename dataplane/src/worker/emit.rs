@@ -85,7 +85,7 @@ impl State {
         for (iface, queue) in self.dirty.drain(..) {
             let Some(entry) = tx_entry(&mut self.txs, iface, queue) else { continue };
             entry.dirty = false;
-            let health = entry.tx.flush();
+            let health = entry.tx.flush(&mut self.notifier);
             if health != Health::Good && !entry.dead {
                 entry.dead = true;
                 self.handle.unwell(iface, health);

@@ -91,6 +91,7 @@ pub(crate) struct State {
     burst: Burst,
     pool: BufferPool,
     list: CopyList,
+    notifier: memif::Notifier,
     limiter: IcmpLimiter,
     peers: Vec<Option<Peer>>,
     handle: command::WorkerEnd,

@@ -1,0 +1,249 @@
+//! Memif rings. The `memif` crate checks everything that the peer writes; here its frames become
+//! packets of a burst, and packets become frames.
+
+use std::os::fd::BorrowedFd;
+
+use memif::{Notifier, Reserved, RxQueue, TxQueue, TxSegs, Violation};
+
+use super::{Burst, Health, Outgoing};
+use crate::copy::{self, CopyList, SegMut};
+use crate::path::TxDropReason;
+use crate::table::IfaceId;
+
+/// Set on a claim that was released while an older one is still held.
+const DONE: u16 = 1 << 15;
+
+/// A ring that the peer fills.
+#[derive(Debug)]
+pub struct MemifRx {
+    queue: RxQueue,
+    /// Slots of each claimed frame, by claim number modulo the ring's size; [`DONE`] marks those
+    /// that wait for an older one. A frame takes at least one slot, so they never overlap.
+    claims: Box<[u16]>,
+    /// The oldest claim that is held.
+    oldest: u32,
+    /// The next claim.
+    next: u32,
+    /// Slots to give back to the peer at the next flush.
+    to_release: u16,
+    violation: Option<Violation>,
+}
+
+/// A ring that the peer empties.
+#[derive(Debug)]
+pub struct MemifTx {
+    queue: TxQueue,
+    segs: TxSegs,
+    violation: Option<Violation>,
+}
+
+impl MemifRx {
+    /// Receives from this ring.
+    pub fn new(queue: RxQueue) -> Self {
+        let slots = queue.slots() as usize;
+        Self {
+            queue,
+            claims: vec![0; slots.next_power_of_two()].into_boxed_slice(),
+            oldest: 0,
+            next: 0,
+            to_release: 0,
+            violation: None,
+        }
+    }
+
+    /// The eventfd that the peer signals while the ring is armed.
+    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.queue.eventfd())
+    }
+
+    /// Claims up to `max_pkts` frames.
+    #[inline]
+    pub fn poll(&mut self, iface: IfaceId, burst: &mut Burst, max_pkts: usize) -> Health {
+        if self.queue.poisoned() {
+            return self.spoilt(Violation::Sigbus);
+        }
+        let max_pkts = max_pkts.min(burst.room());
+        let mut claimed = burst.take_memif();
+        claimed.clear();
+        let result = self.queue.claim(max_pkts, &mut claimed);
+        for frame in claimed.frames() {
+            let claim = self.next;
+            self.next = self.next.wrapping_add(1);
+            let at = claim as usize & (self.claims.len() - 1);
+            self.claims[at] = frame.n_slots;
+            match claimed.segs_of(frame) {
+                [one] => burst.push(iface, claim, copy::peer_seg(one)),
+                [] => burst.push(iface, claim, copy::Seg::EMPTY),
+                many => {
+                    let mut pieces = [copy::Seg::EMPTY; memif::MAX_RX_SEGS];
+                    for (piece, seg) in pieces.iter_mut().zip(many) {
+                        *piece = copy::peer_seg(seg);
+                    }
+                    burst.push_pieces(iface, claim, &pieces[..many.len()])
+                }
+            };
+        }
+        burst.put_memif(claimed);
+        match result {
+            Ok(_) => Health::Good,
+            Err(violation) => self.spoilt(violation),
+        }
+    }
+
+    /// Gives a claim back; older ones may still be held.
+    #[inline]
+    pub fn release(&mut self, claim: u32) {
+        let mask = self.claims.len() - 1;
+        if claim != self.oldest {
+            self.claims[claim as usize & mask] |= DONE;
+            return;
+        }
+        self.to_release = self.to_release.wrapping_add(self.claims[claim as usize & mask]);
+        self.oldest = claim.wrapping_add(1);
+        while self.oldest != self.next {
+            let slots = self.claims[self.oldest as usize & mask];
+            if slots & DONE == 0 {
+                break;
+            }
+            self.to_release = self.to_release.wrapping_add(slots & !DONE);
+            self.oldest = self.oldest.wrapping_add(1);
+        }
+    }
+
+    /// Lets the peer use released slots again.
+    #[inline]
+    pub fn flush(&mut self) {
+        let slots = std::mem::take(&mut self.to_release);
+        if slots != 0 {
+            self.queue.release(slots);
+        }
+    }
+
+    /// Asks the peer for wake-ups; whether something is there already.
+    pub fn arm(&mut self) -> bool {
+        // A violation shows again at the next poll.
+        self.queue.set_polling(false).unwrap_or(true)
+    }
+
+    /// Tells the peer that we poll.
+    pub fn disarm(&mut self) {
+        let _ = self.queue.set_polling(true);
+    }
+
+    /// Gives up on a peer that leaves a frame unfinished; call every 100 ms or so.
+    pub fn check_stall(&mut self, now: std::time::Instant) -> Health {
+        match self.queue.check_stall(now) {
+            Ok(()) => Health::Good,
+            Err(violation) => self.spoilt(violation),
+        }
+    }
+
+    /// What the peer did, for the event.
+    pub fn violation(&self) -> Option<Violation> {
+        self.violation
+    }
+
+    #[cold]
+    fn spoilt(&mut self, violation: Violation) -> Health {
+        self.violation = Some(violation);
+        Health::Violation(violation_word(violation))
+    }
+}
+
+impl MemifTx {
+    /// Sends on this ring.
+    pub fn new(queue: TxQueue) -> Self {
+        Self { queue, segs: TxSegs::new(), violation: None }
+    }
+
+    /// Reserves room, writes the head and plans the body.
+    #[inline]
+    pub fn send(
+        &mut self,
+        out: &Outgoing<'_>,
+        list: &mut CopyList,
+    ) -> Result<u32, TxDropReason> {
+        let bytes = out.head.len() as u32 + out.meta.body_bytes;
+        match self.queue.reserve(bytes, &mut self.segs) {
+            Ok(Reserved::Slots(_)) => {}
+            Ok(Reserved::Full) => return Err(TxDropReason::RingFull),
+            Ok(Reserved::BadLength) => return Err(TxDropReason::FrameTooBig),
+            Err(violation) => {
+                self.violation = Some(violation);
+                return Err(TxDropReason::PeerViolation);
+            }
+        }
+        if let [one] = self.segs.as_slice() {
+            let mut to = copy::peer_seg_mut(one).write(out.head);
+            for part in out.body {
+                to = list.plan(*part, to).1;
+            }
+        } else {
+            self.scatter(out, list);
+        }
+        Ok(bytes)
+    }
+
+    /// A frame over several slots.
+    fn scatter(&mut self, out: &Outgoing<'_>, list: &mut CopyList) {
+        let mut slots = self.segs.as_slice().iter().map(copy::peer_seg_mut);
+        let mut to = slots.next().unwrap_or(SegMut::EMPTY);
+        let mut head = &out.head[..];
+        while !head.is_empty() {
+            let n = head.len().min(to.len());
+            to = to.write(&head[..n]);
+            head = &head[n..];
+            if to.is_empty() {
+                let Some(next) = slots.next() else { return };
+                to = next;
+            }
+        }
+        for part in out.body {
+            let mut part = *part;
+            while !part.is_empty() {
+                if to.is_empty() {
+                    let Some(next) = slots.next() else { return };
+                    to = next;
+                }
+                (part, to) = list.plan(part, to);
+            }
+        }
+    }
+
+    /// Publishes, and wakes the peer if it asked for that.
+    #[inline]
+    pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
+        if let Some(violation) = self.violation {
+            return Health::Violation(violation_word(violation));
+        }
+        if self.queue.poisoned() {
+            return Health::Violation(violation_word(Violation::Sigbus));
+        }
+        self.queue.publish();
+        if self.queue.needs_wakeup() {
+            // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
+            let _ = notifier.signal(self.queue.eventfd());
+        }
+        Health::Good
+    }
+
+    /// Slots that are free now.
+    #[inline]
+    pub fn free(&mut self) -> usize {
+        self.queue.free().map_or(0, usize::from)
+    }
+}
+
+/// A short name of what a peer did, for counters and events.
+pub fn violation_word(violation: Violation) -> &'static str {
+    match violation {
+        Violation::Index { .. } => "ring_index",
+        Violation::Region { .. } => "region_unknown",
+        Violation::Bounds { .. } => "descriptor_bounds",
+        Violation::Length { .. } => "descriptor_length",
+        Violation::Overrun { .. } => "descriptor_overrun",
+        Violation::EndlessChain { .. } => "endless_chain",
+        Violation::Sigbus => "memory_vanished",
+        Violation::FaultRate => "fault_rate",
+    }
+}

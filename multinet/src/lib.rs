@@ -5,6 +5,7 @@
 //! | [`types`] | the objects: Network, AddressBlock, NodeState, Spiderpool's kinds |
 //! | [`range`] | sets of addresses |
 //! | [`rules`] | what is right and wrong about objects |
+//! | [`pod`] | what a pod asks for, may have and gets |
 //! | [`ipam`] | who gets which address |
 //! | [`store`], [`memory`] | what the rules need of a store: compare-and-swap |
 //! | [`realm`] | catalog and node to the data plane's desired state |
@@ -15,6 +16,7 @@
 
 pub mod ipam;
 pub mod memory;
+pub mod pod;
 pub mod range;
 pub mod realm;
 pub mod rules;

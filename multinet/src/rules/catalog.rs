@@ -95,7 +95,10 @@ impl Checked {
     }
 
     /// Pools of a Network ("" = the LAN domain), by name.
-    pub fn pools_of<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = &'a Pool> {
+    pub fn pools_of<'a, 'd>(
+        &'a self,
+        domain: &'d str,
+    ) -> impl Iterator<Item = &'a Pool> + use<'a, 'd> {
         self.pools.values().filter(move |(home, _)| home.domain() == domain).map(|(_, pool)| pool)
     }
 

@@ -1,0 +1,31 @@
+//! What a pod asks for: its annotations, the pools it may be served from, and what it is granted.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `interfaces` | `bowline.dev/interfaces`: Bowline's own interfaces |
+//! | `multus` | `k8s.v1.cni.cncf.io/networks`: what Multus asks plugins for |
+//! | `spider` | `ipam.spidernet.io/*`: pools and routes |
+//! | `grant` | wishes against the caps of the Network |
+//! | `select` | sources, filters and order of pools |
+
+mod grant;
+mod interfaces;
+mod multus;
+mod select;
+mod spider;
+
+pub use grant::{Granted, RxMode, grant};
+pub use interfaces::{INTERFACES, Wish, is_interface_name, parse_interfaces};
+pub use multus::{NETWORKS, NetworkSelection, parse_networks};
+pub use select::{Context, Selection, select};
+pub use spider::{
+    IPPOOL, IPPOOLS, NAMESPACE_IPV4, NAMESPACE_IPV6, ROUTES, SUBNET, SUBNETS, parse_routes,
+};
+
+/// The UID that claims of a pod are made for: for static pods the annotation that the kubelet passes
+/// as UID, whichever object was read.
+#[must_use]
+pub fn claim_uid(pod: &crate::types::meta::ObjectMeta) -> Option<&str> {
+    let config_hash = pod.annotations.get("kubernetes.io/config.hash");
+    config_hash.or(pod.uid.as_ref()).map(String::as_str)
+}

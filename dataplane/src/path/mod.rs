@@ -10,8 +10,10 @@
 //! logs or fails. Splitting and merging of frames ([`split`], [`coalesce`]) happen on the way out,
 //! when the worker knows the port.
 
+pub mod coalesce;
 mod packet;
 mod reason;
+pub mod split;
 
 pub use packet::{Checksum, Gso, HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
 pub use reason::{DropReason, TxDropReason};

@@ -2,7 +2,7 @@
 
 use memif::RxBurst;
 
-use crate::copy::Seg;
+use crate::copy::{Seg, partial_sum};
 use crate::path::{HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
 use crate::table::IfaceId;
 
@@ -149,6 +149,47 @@ impl Burst {
         &self.meta[index]
     }
 
+    /// Makes the list of segments agree with what the path left of the body (it may have cut
+    /// padding off, or the whole body).
+    #[inline]
+    pub fn settle(&mut self, index: usize) {
+        let meta = &mut self.meta[index];
+        let mut left = meta.body_bytes as usize;
+        let first = usize::from(meta.seg_first);
+        for at in 0..usize::from(meta.seg_count) {
+            let seg = &mut self.segs[first + at];
+            if seg.len() < left {
+                left -= seg.len();
+                continue;
+            }
+            *seg = seg.part(0, left);
+            meta.seg_count = (at + usize::from(left > 0)) as u16;
+            return;
+        }
+    }
+
+    /// Sums the body for the path (see `Meta::body_sum`).
+    pub fn sum(&mut self, index: usize) {
+        self.meta[index].body_sum = self.body_sum(index);
+        self.meta[index].body_summed = true;
+    }
+
+    fn body_sum(&self, index: usize) -> u16 {
+        let meta = &self.meta[index];
+        let first = usize::from(meta.seg_first);
+        let mut segs = [Seg::EMPTY; 17];
+        let (mut count, mut left) = (0, meta.body_bytes as usize);
+        for seg in self.segs.get(first..first + usize::from(meta.seg_count)).unwrap_or(&[]) {
+            let part = seg.part(0, left);
+            left -= part.len();
+            if let Some(place) = segs.get_mut(count) {
+                *place = part;
+                count += 1;
+            }
+        }
+        partial_sum(&[], &segs[..count]).fold()
+    }
+
     /// Its head, for the last touches before it is sent.
     #[inline]
     pub fn slot_mut(&mut self, index: usize) -> (&mut Slot, &mut Meta, &[Seg]) {
@@ -181,6 +222,21 @@ mod tests {
             rest.extend(part);
         }
         assert_eq!((rest, meta.body_bytes), (bytes[256..].to_vec(), 256));
+    }
+
+    #[test]
+    fn the_segments_follow_what_the_path_left() {
+        let bytes = [5u8; 400];
+        let pieces: Vec<Seg> = bytes.chunks(100).map(tests_seg).collect();
+        for (left, segs) in [(272, 3), (250, 3), (72, 1), (71, 1), (1, 1), (0, 0)] {
+            let mut burst = Burst::default();
+            burst.push_pieces(IfaceId(1), 0, &pieces).expect("there is room");
+            burst.packet(0).meta.body_bytes = left;
+            burst.settle(0);
+            let (_, _, body) = burst.slot_mut(0);
+            let total: usize = body.iter().map(Seg::len).sum();
+            assert_eq!((total, body.len()), (left as usize, segs), "{left} bytes");
+        }
     }
 
     #[test]

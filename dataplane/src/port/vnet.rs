@@ -5,20 +5,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use wire::{Header, VirtioNet};
+use zerocopy::IntoBytes;
+
 use super::{BufferPool, Burst, Health, Outgoing};
 use crate::path::{Checksum, Gso, Meta, TxDropReason};
 use crate::sys::gather;
 use crate::table::IfaceId;
 
-/// Bytes of the header (`struct virtio_net_hdr_v1`), set on every descriptor by TUNSETVNETHDRSZ.
-pub const HEADER_BYTES: usize = 12;
-
-const F_NEEDS_CSUM: u8 = 1;
-const F_DATA_VALID: u8 = 2;
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-const GSO_UDP_L4: u8 = 5;
-const GSO_ECN: u8 = 0x80;
+/// Bytes of the header, set on every descriptor by TUNSETVNETHDRSZ.
+pub const HEADER_BYTES: usize = size_of::<VirtioNet>();
 
 /// The receiving side of one descriptor.
 #[derive(Debug)]
@@ -66,8 +62,7 @@ impl VnetRx {
                 }
             };
             let frame = pool.seg(buffer, HEADER_BYTES, read.saturating_sub(HEADER_BYTES));
-            let header: [u8; HEADER_BYTES] =
-                std::array::from_fn(|i| pool.bytes(buffer).get(i).copied().unwrap_or(0));
+            let header = VirtioNet::view(pool.bytes(buffer)).copied().unwrap_or_default();
             let Some(meta) = burst.push(iface, buffer, frame) else {
                 pool.put(buffer);
                 return Health::Good;
@@ -88,7 +83,7 @@ impl VnetTx {
     /// Writes the frame at once: header, head and body are gathered from where they lie.
     pub fn send(&mut self, out: &Outgoing<'_>) -> Result<u32, TxDropReason> {
         let header = encode(out.meta, out.head.len());
-        match gather::write(self.fd.as_fd(), &header, out.head, out.body) {
+        match gather::write(self.fd.as_fd(), header.as_bytes(), out.head, out.body) {
             Ok(_) => Ok(out.frame_bytes() as u32),
             Err(error) => Err(match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::ENOBUFS) => TxDropReason::RingFull,
@@ -113,54 +108,48 @@ fn pieces(meta: &Meta) -> usize {
     (meta.body_bytes as usize / usize::from(meta.gso_size.max(536))).max(1)
 }
 
-fn decode(header: &[u8; HEADER_BYTES], meta: &mut Meta) {
-    let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-    if header[0] & F_NEEDS_CSUM != 0 {
+fn decode(header: &VirtioNet, meta: &mut Meta) {
+    if header.flags & VirtioNet::NEEDS_CSUM != 0 {
         meta.checksum = Checksum::Partial;
-        meta.csum_start = word(6);
-        meta.csum_offset = word(8);
-    } else if header[0] & F_DATA_VALID != 0 {
+        meta.csum_start = header.csum_start.get();
+        meta.csum_offset = header.csum_offset.get();
+    } else if header.flags & VirtioNet::DATA_VALID != 0 {
         meta.checksum = Checksum::Verified;
     }
-    meta.gso = match header[1] & !GSO_ECN {
-        0 => Gso::None,
-        GSO_TCPV4 => Gso::Tcp4,
-        GSO_TCPV6 => Gso::Tcp6,
+    meta.gso = match header.gso_type & !VirtioNet::GSO_ECN {
+        VirtioNet::GSO_NONE => Gso::None,
+        VirtioNet::GSO_TCPV4 => Gso::Tcp4,
+        VirtioNet::GSO_TCPV6 => Gso::Tcp6,
         // Anything else, UFO included, is not offered to the kernel: the path refuses it as a
         // datagram super-frame whose fields do not fit.
         _ => Gso::Udp,
     };
-    meta.gso_ecn = header[1] & GSO_ECN != 0;
-    meta.gso_size = word(4);
+    meta.gso_ecn = header.gso_type & VirtioNet::GSO_ECN != 0;
+    meta.gso_size = header.gso_size.get();
 }
 
-fn encode(meta: &Meta, head_bytes: usize) -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    let mut put = |at: usize, value: u16| {
-        header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-    };
-    if meta.checksum == Checksum::Partial {
-        put(6, meta.csum_start);
-        put(8, meta.csum_offset);
+fn encode(meta: &Meta, head_bytes: usize) -> VirtioNet {
+    let mut header = VirtioNet::default();
+    match meta.checksum {
+        Checksum::Partial => {
+            header.flags = VirtioNet::NEEDS_CSUM;
+            header.csum_start.set(meta.csum_start);
+            header.csum_offset.set(meta.csum_offset);
+        }
+        Checksum::Verified => header.flags = VirtioNet::DATA_VALID,
+        Checksum::Unknown => {}
     }
-    if meta.gso != Gso::None {
-        put(2, head_bytes.min(usize::from(u16::MAX)) as u16);
-        put(4, meta.gso_size);
-    }
-    header[0] = match meta.checksum {
-        Checksum::Partial => F_NEEDS_CSUM,
-        Checksum::Verified => F_DATA_VALID,
-        Checksum::Unknown => 0,
+    header.gso_type = match meta.gso {
+        Gso::None => return header,
+        Gso::Tcp4 => VirtioNet::GSO_TCPV4,
+        Gso::Tcp6 => VirtioNet::GSO_TCPV6,
+        Gso::Udp => VirtioNet::GSO_UDP_L4,
     };
-    header[1] = match meta.gso {
-        Gso::None => 0,
-        Gso::Tcp4 => GSO_TCPV4,
-        Gso::Tcp6 => GSO_TCPV6,
-        Gso::Udp => GSO_UDP_L4,
-    };
-    if meta.gso != Gso::None && meta.gso_ecn {
-        header[1] |= GSO_ECN;
+    if meta.gso_ecn {
+        header.gso_type |= VirtioNet::GSO_ECN;
     }
+    header.hdr_len.set(head_bytes.min(usize::from(u16::MAX)) as u16);
+    header.gso_size.set(meta.gso_size);
     header
 }
 
@@ -171,12 +160,13 @@ mod tests {
     #[test]
     fn the_header_survives_the_way_in_and_out() {
         // Golden: NEEDS_CSUM, TCPv4 | ECN, hdr_len 66, gso_size 1448, csum 34 + 16.
-        let header = [1, 0x81, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+        let bytes = [1, 0x81, 66, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+        let header = VirtioNet::view(&bytes).expect("12 bytes");
         let mut meta = Meta::default();
-        decode(&header, &mut meta);
+        decode(header, &mut meta);
         assert_eq!(meta.checksum, Checksum::Partial);
         assert_eq!((meta.csum_start, meta.csum_offset), (34, 16));
         assert_eq!((meta.gso, meta.gso_size, meta.gso_ecn), (Gso::Tcp4, 1448, true));
-        assert_eq!(encode(&meta, 66), header);
+        assert_eq!(encode(&meta, 66).as_bytes(), bytes);
     }
 }

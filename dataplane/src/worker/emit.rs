@@ -1,7 +1,9 @@
 //! From a verdict to a sending queue: choose the queue, finish the frame, send or hand over.
 
+use super::merge::{self, Coalescer};
 use super::{State, TxEntry, tx_entry};
 use crate::copy::{CopyList, Seg, complete_checksum};
+use crate::path::split::Split;
 use crate::path::{Checksum, Gso, Meta, Slot, TxDropReason, Verdict};
 use crate::port::{BURST_PKTS, Health, Outgoing};
 use crate::table::{Counters, Iface, IfaceId, Tables, TxOwner};
@@ -13,11 +15,17 @@ pub(super) struct Scratch {
     pub(super) lent: [bool; BURST_PKTS],
     /// Head of one piece of a frame that is split.
     pub(super) piece: Slot,
+    /// Segments that wait to be merged.
+    pub(super) coalescer: Coalescer,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { lent: [false; BURST_PKTS], piece: Slot::default() }
+        Self {
+            lent: [false; BURST_PKTS],
+            piece: Slot::default(),
+            coalescer: Coalescer::default(),
+        }
     }
 }
 
@@ -27,6 +35,7 @@ pub(super) struct Sender<'a> {
     pub(super) list: &'a mut CopyList,
     pub(super) dirty: &'a mut Vec<(IfaceId, u16)>,
     pub(super) piece: &'a mut Slot,
+    pub(super) coalescer: &'a mut Coalescer,
     /// Of the interface that it leaves by, on this worker.
     pub(super) counters: &'a Counters,
 }
@@ -46,8 +55,9 @@ impl State {
         let generated = match verdict {
             Verdict::Forward | Verdict::Bump => false,
             Verdict::Answer | Verdict::DropAnswer(_) => true,
-            Verdict::Consume | Verdict::Drop(_) | Verdict::Refill => return None,
+            Verdict::Consume | Verdict::Drop(_) | Verdict::Refill | Verdict::Sum => return None,
         };
+        self.burst.settle(at);
         let meta = self.burst.meta(at);
         let out = tables.iface(meta.out)?;
         let counters = &out.counters[self.id];
@@ -72,6 +82,7 @@ impl State {
             list: &mut self.list,
             dirty: &mut self.dirty,
             piece: &mut self.scratch.piece,
+            coalescer: &mut self.scratch.coalescer,
             counters,
         };
         transmit(&mut sender, out, queue as u16, slot, meta, body);
@@ -80,7 +91,10 @@ impl State {
 
     /// Runs the planned copies, then makes everything sent visible.
     #[inline]
-    pub(super) fn finish_burst(&mut self) {
+    pub(super) fn finish_burst(&mut self, tables: &Tables) {
+        if !self.scratch.coalescer.is_empty() {
+            self.flush_merged(tables);
+        }
         self.list.run();
         for (iface, queue) in self.dirty.drain(..) {
             let Some(entry) = tx_entry(&mut self.txs, iface, queue) else { continue };
@@ -92,6 +106,22 @@ impl State {
             }
         }
         self.nudge_peers();
+    }
+
+    fn flush_merged(&mut self, tables: &Tables) {
+        while let Some((at, iface)) = merge::first_held(&self.scratch.coalescer) {
+            // It was found in the same snapshot when the packet was taken in.
+            let Some(out) = tables.iface(iface) else { return };
+            let mut sender = Sender {
+                txs: &mut self.txs,
+                list: &mut self.list,
+                dirty: &mut self.dirty,
+                piece: &mut self.scratch.piece,
+                coalescer: &mut self.scratch.coalescer,
+                counters: &out.counters[self.id],
+            };
+            merge::flush_one(&mut sender, out, at);
+        }
     }
 }
 
@@ -106,23 +136,103 @@ pub(super) fn transmit(
     meta: &mut Meta,
     body: &[Seg],
 ) {
-    let split = meta.fragment_mtu != 0 || (meta.gso != Gso::None && !takes_whole(out, meta));
-    if split {
+    // An encapsulated super-frame is never described by a virtio-net header.
+    let whole = meta.gso == Gso::None || (out.offloads && meta.outer == 0);
+    if meta.fragment_mtu != 0 || !whole {
         transmit_pieces(sender, out, queue, slot, meta, body);
         return;
     }
     let head = &mut slot.0[usize::from(meta.start)..usize::from(meta.end)];
-    send(sender, out, queue, head, meta, body);
+    let merges = out.offloads && meta.protocol == wire::protocol::TCP && meta.gso == Gso::None;
+    if merges && merge::offer(sender, out, queue, head, meta, body) {
+        return;
+    }
+    send_now(sender, out, queue, head, meta, body);
 }
 
-/// Whether the port takes this super-frame as it is. An encapsulated one is never described by a
-/// virtio-net header.
-#[inline]
-fn takes_whole(out: &Iface, meta: &Meta) -> bool {
-    out.offloads && meta.outer == 0
+/// Cuts the frame and sends the pieces.
+fn transmit_pieces(
+    sender: &mut Sender<'_>,
+    out: &Iface,
+    queue: u16,
+    slot: &mut Slot,
+    meta: &mut Meta,
+    body: &[Seg],
+) {
+    let head = &mut slot.0[usize::from(meta.start)..usize::from(meta.end)];
+    let impossible = TxDropReason::SplitImpossible as usize;
+    // A fragment's checksum covers the whole datagram: it is completed before the cut.
+    if meta.gso == Gso::None && meta.checksum == Checksum::Partial {
+        let (start, offset) = (usize::from(meta.csum_start), usize::from(meta.csum_offset));
+        if !complete_checksum(head, start, offset, body) {
+            sender.counters.tx_drops[impossible].add(1);
+            return;
+        }
+        meta.checksum = Checksum::Verified;
+    }
+    let Some(split) = Split::plan(head, meta) else {
+        sender.counters.tx_drops[impossible].add(1);
+        return;
+    };
+    sender.counters.split_extra.add(u64::from(split.count() - 1));
+    let mut cursor = Cursor::default();
+    let mut piece = std::mem::take(sender.piece);
+    for index in 0..split.count() {
+        let Some((facts, part)) = split.piece(index, head, meta, &mut piece) else {
+            sender.counters.tx_drops[impossible].add(1);
+            continue;
+        };
+        let mut parts = [Seg::EMPTY; PIECE_SEGS];
+        let Some(count) = cursor.cut(body, part.skip_bytes, part.len_bytes, &mut parts) else {
+            sender.counters.tx_drops[impossible].add(1);
+            continue;
+        };
+        let head = &mut piece.0[usize::from(facts.start)..usize::from(facts.end)];
+        send_now(sender, out, queue, head, &facts, &parts[..count]);
+    }
+    *sender.piece = piece;
 }
 
-fn send(
+/// Segments that one piece of a split frame may touch.
+const PIECE_SEGS: usize = 20;
+
+/// Walks a body once, piece by piece.
+#[derive(Debug, Default)]
+struct Cursor {
+    seg: usize,
+    /// Body bytes before `seg`.
+    before: usize,
+}
+
+impl Cursor {
+    /// The part of `body` from `skip` on, `len` bytes long. Pieces are asked for in order.
+    fn cut(
+        &mut self,
+        body: &[Seg],
+        skip: usize,
+        len: usize,
+        to: &mut [Seg; PIECE_SEGS],
+    ) -> Option<usize> {
+        let (mut left, mut at, mut count) = (len, skip, 0);
+        while left > 0 {
+            let seg = body.get(self.seg)?;
+            if at >= self.before + seg.len() {
+                self.before += seg.len();
+                self.seg += 1;
+                continue;
+            }
+            let part = seg.part(at - self.before, left);
+            *to.get_mut(count)? = part;
+            count += 1;
+            at += part.len();
+            left -= part.len();
+        }
+        Some(count)
+    }
+}
+
+/// Sends a frame that is whole: completes its checksums unless the port does, and reserves room.
+pub(super) fn send_now(
     sender: &mut Sender<'_>,
     out: &Iface,
     queue: u16,

@@ -176,6 +176,7 @@ impl State {
                 list: &mut self.list,
                 dirty: &mut self.dirty,
                 piece: &mut self.scratch.piece,
+                coalescer: &mut self.scratch.coalescer,
                 counters: &out.counters[self.id],
             };
             let (slot, meta) = (&mut packet.slot, &mut packet.meta);
@@ -184,7 +185,7 @@ impl State {
         let count = done.len();
         if count > 0 {
             // The bodies of handed-over packets are still held by their source: copy first.
-            self.finish_burst();
+            self.finish_burst(tables);
             if let Some(peer) = self.peers[other].as_mut() {
                 for back in done {
                     let pushed = peer.done_to.push(back);

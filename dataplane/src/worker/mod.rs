@@ -13,6 +13,7 @@ mod command;
 mod emit;
 mod handover;
 mod idle;
+mod merge;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -197,7 +198,7 @@ impl State {
         }
         account.rx_pkts = self.burst.len() as u64;
         account.flush(&iface.counters[self.id]);
-        self.finish_burst();
+        self.finish_burst(tables);
         let Some(entry) = self.rxs[index].as_mut() else { return };
         for at in 0..self.burst.len() {
             if !self.scratch.lent[at] {
@@ -222,20 +223,45 @@ impl State {
         };
         let verdict =
             path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut path::NoProbe);
-        if verdict != Verdict::Refill {
+        if !matches!(verdict, Verdict::Refill | Verdict::Sum) {
             return verdict;
         }
-        self.burst.refill(at);
-        match path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut path::NoProbe) {
-            Verdict::Refill => Verdict::Drop(DropReason::HeadTooDeep),
-            verdict => verdict,
+        self.decide_with_more(tables, iface, at, verdict)
+    }
+
+    /// The path asked for more of the packet: a longer head, or the sum of its body. It asks for
+    /// each once.
+    #[cold]
+    fn decide_with_more(
+        &mut self,
+        tables: &Tables,
+        iface: &Iface,
+        at: usize,
+        mut verdict: Verdict,
+    ) -> Verdict {
+        for _ in 0..3 {
+            match verdict {
+                Verdict::Refill => self.burst.refill(at),
+                Verdict::Sum => self.burst.sum(at),
+                verdict => return verdict,
+            }
+            let mut cx = path::Context {
+                tables,
+                now_ns: self.now_ns,
+                limiter: &mut self.limiter,
+                events: &mut self.handle.events,
+            };
+            let mut packet = self.burst.packet(at);
+            verdict = path::forward(&mut cx, iface, &mut packet, &mut path::NoProbe);
         }
+        Verdict::Drop(DropReason::HeadTooDeep)
     }
 
     /// The same with a probe that writes down the stages, and a copy for whoever captures.
     #[cold]
     fn decide_observed(&mut self, tables: &Tables, iface: &Iface, at: usize) -> Verdict {
         self.burst.refill(at);
+        self.burst.sum(at);
         self.observer.entered(iface, &mut self.burst.packet(at));
         let mut cx = path::Context {
             tables,
@@ -243,11 +269,11 @@ impl State {
             limiter: &mut self.limiter,
             events: &mut self.handle.events,
         };
-        let verdict =
-            match path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut self.observer) {
-                Verdict::Refill => Verdict::Drop(DropReason::HeadTooDeep),
-                verdict => verdict,
-            };
+        let mut verdict =
+            path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut self.observer);
+        if matches!(verdict, Verdict::Refill | Verdict::Sum) {
+            verdict = Verdict::Drop(DropReason::HeadTooDeep);
+        }
         self.observer.decided(tables, iface, self.burst.meta(at), verdict);
         verdict
     }
@@ -304,7 +330,7 @@ impl Fate {
             Verdict::Bump => Fate::Forwarded,
             Verdict::Answer | Verdict::Consume => Fate::Consumed,
             Verdict::DropAnswer(reason) | Verdict::Drop(reason) => Fate::Dropped(reason),
-            Verdict::Refill => Fate::Dropped(DropReason::HeadTooDeep),
+            Verdict::Refill | Verdict::Sum => Fate::Dropped(DropReason::HeadTooDeep),
         }
     }
 }

@@ -118,9 +118,9 @@ impl Merge {
     /// [`Merge::header_bytes`] of its head. The caller has made sure that its checksum is right.
     pub fn append(&mut self, first: &[u8], head: &[u8], meta: &Meta) -> bool {
         let Some(o) = outline(head, meta) else { return false };
-        let fits = self.header_bytes as u32 - ETHERNET as u32 + self.payload_bytes
-            + o.payload_bytes
-            <= IP_MAX_BYTES;
+        let fits =
+            self.header_bytes as u32 - ETHERNET as u32 + self.payload_bytes + o.payload_bytes
+                <= IP_MAX_BYTES;
         if self.closed
             || !fits
             || o.header_bytes != self.header_bytes()

@@ -5,6 +5,7 @@
 //! *body* (the rest) stays where it lies and is only known by its length here; the worker keeps
 //! where that is. A frame of up to [`HEAD_BYTES`] has no body.
 
+use super::{DropReason, Verdict};
 use crate::table::{IfaceId, NextHopId, VrfId};
 
 /// Room in front of a head: Ethernet + IPv6 + UDP + VXLAN + Ethernet needs 84, less what is
@@ -106,6 +107,11 @@ pub struct Meta {
     pub seg_first: u16,
     /// How many segments the body has.
     pub seg_count: u16,
+    /// With `body_summed`: the folded one's complement sum of the body (`wire::checksum::Sum`), as
+    /// if it began at an even offset. The worker fills it in after [`super::Verdict::Sum`].
+    pub body_sum: u16,
+    /// Whether `body_sum` is that of the body as it is.
+    pub body_summed: bool,
 }
 
 const _: () = assert!(size_of::<Meta>() <= 64, "one cache line per packet");
@@ -160,18 +166,59 @@ impl<'a> Packet<'a> {
     }
 
     /// Puts `bytes` in front. Offsets in the meta are moved along. False when there is no room.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         let n = bytes.len() as u16;
-        if self.meta.start < n {
-            return false;
-        }
+        let end = usize::from(self.meta.start);
+        let room = end.checked_sub(bytes.len()).and_then(|start| self.slot.0.get_mut(start..end));
+        let Some(room) = room else { return false };
+        room.copy_from_slice(bytes);
         self.meta.start -= n;
         self.meta.l3 += n;
         self.meta.l4 += if self.meta.l4 == 0 { 0 } else { n };
         self.meta.csum_start += n;
-        self.head_mut()[..bytes.len()].copy_from_slice(bytes);
         true
+    }
+
+    /// What to do when parsing needs more bytes than the head has.
+    #[cold]
+    pub fn more(&mut self) -> Verdict {
+        if self.meta.body_bytes == 0 {
+            Verdict::Drop(DropReason::Runt)
+        } else if self.meta.end - self.meta.start < HEAD_MAX_BYTES as u16 {
+            // The body that was summed is about to change.
+            self.meta.body_summed = false;
+            Verdict::Refill
+        } else {
+            Verdict::Drop(DropReason::HeadTooDeep)
+        }
+    }
+
+    /// Cuts the frame to its first `n` bytes: what follows is padding.
+    #[inline]
+    pub fn trim(&mut self, n: usize) {
+        let head_bytes = usize::from(self.meta.end - self.meta.start);
+        let body_bytes = n.saturating_sub(head_bytes) as u32;
+        if body_bytes < self.meta.body_bytes {
+            self.meta.body_bytes = body_bytes;
+            self.meta.body_summed = false;
+        }
+        if n < head_bytes {
+            self.meta.end = self.meta.start + n as u16;
+        }
+    }
+
+    /// Makes the head the whole frame and gives it `n` bytes, be that fewer or more than it has.
+    /// For answers. False when there is no room.
+    #[inline]
+    pub fn resize(&mut self, n: u16) -> bool {
+        let end = usize::from(self.meta.start) + usize::from(n);
+        let fits = end <= SLOT_BYTES;
+        if fits {
+            self.meta.end = end as u16;
+            self.meta.body_bytes = 0;
+        }
+        fits
     }
 
     /// Makes the head the whole frame of `n` bytes: the body is forgotten. For answers.
@@ -192,7 +239,9 @@ impl<'a> Packet<'a> {
         self.meta.checksum = Checksum::Unknown;
         self.meta.gso = Gso::None;
         self.meta.fragment_mtu = 0;
-        self.head_mut().copy_from_slice(bytes);
+        for (to, from) in self.head_mut().iter_mut().zip(bytes) {
+            *to = *from;
+        }
         true
     }
 }

@@ -83,6 +83,9 @@ reasons! {
         VtepUnknown = "vtep_unknown",
         /// The inner destination MAC is not this node's router MAC.
         VxlanNotForRouter = "vxlan_not_for_router",
+        /// The underlay marked congestion on a packet whose flow does not understand it (RFC 6040
+        /// §4.2).
+        EcnCongested = "ecn_congested",
         /// Out of one tunnel into another: nodes are reached directly.
         TunnelHairpin = "tunnel_hairpin",
         /// The tap's virtio-net header contradicts the packet.

@@ -310,8 +310,10 @@ mod tests {
                 return;
             };
             if 40 + payload.len() <= 65_535 || split.count() > 1 {
-                let joined: Vec<u8> =
-                    pieces(&head, &body, &meta).iter().flat_map(|(f, _)| f[54..].to_vec()).collect();
+                let joined: Vec<u8> = pieces(&head, &body, &meta)
+                    .iter()
+                    .flat_map(|(f, _)| f[54..].to_vec())
+                    .collect();
                 assert_eq!(joined, payload);
             }
         });

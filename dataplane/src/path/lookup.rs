@@ -1,0 +1,178 @@
+//! Route and next hop, and what may not be routed at all.
+
+use std::ops::ControlFlow::{Break, Continue};
+
+use wire::link_local_of;
+
+use super::ingress::{v4, v6};
+use super::parse::{Ip4, Ip6};
+use super::probe::note;
+use super::{DropReason, Origin, Packet, Probe, Step, Verdict};
+use crate::table::{HopKind, NextHop, NextHopId, Tables};
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Route<'a> {
+    /// By this next hop: an interface or a tunnel.
+    Via(NextHopId, &'a NextHop),
+    /// To the node itself.
+    Gateway,
+    /// Nowhere: `true` when a route says so, which means that the address does not exist.
+    Nowhere(bool),
+}
+
+/// What kind of destination begins with this byte.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Unicast,
+    Martian,
+    Group,
+    /// 169: link-local if 254 follows.
+    LinkLocal,
+}
+
+const fn class4(byte: usize) -> Class {
+    match byte {
+        0 | 127 | 240..=254 => Class::Martian,
+        224..=239 => Class::Group,
+        // Only 255.255.255.255 is anything, and that is broadcast.
+        255 => Class::Group,
+        169 => Class::LinkLocal,
+        _ => Class::Unicast,
+    }
+}
+
+static CLASS4: [Class; 256] = {
+    let mut table = [Class::Unicast; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = class4(byte);
+        byte += 1;
+    }
+    table
+};
+
+/// Routes an IPv4 packet.
+#[inline(always)]
+pub(super) fn ip4<'a, P: Probe>(
+    tables: &'a Tables,
+    from: &Origin<'_>,
+    ip: Ip4,
+    probe: &mut P,
+) -> Step<Route<'a>> {
+    let class = CLASS4[(ip.dst >> 24) as usize];
+    if from.group || class != Class::Unicast {
+        unroutable4(from, ip, class, probe)?;
+    }
+    let id = tables.route4(from.vrf, ip.dst);
+    let route = route(tables, id);
+    note!(probe, Lookup, "{} in {}: {}", v4(ip.dst), from.vrf.name, Shown(&route));
+    Continue(route)
+}
+
+#[cold]
+fn unroutable4<P: Probe>(from: &Origin<'_>, ip: Ip4, class: Class, probe: &mut P) -> Step<()> {
+    let link_local = class == Class::LinkLocal && ip.dst >> 16 == 0xa9fe;
+    if class == Class::Martian || link_local {
+        note!(probe, Lookup, "{} is never routed", v4(ip.dst));
+        return Break(Verdict::Drop(DropReason::MartianDestination));
+    }
+    if class == Class::Group || from.group {
+        note!(probe, Lookup, "{} to a group", v4(ip.dst));
+        return Break(Verdict::Drop(DropReason::BumUnsupported));
+    }
+    Continue(())
+}
+
+/// Routes an IPv6 packet.
+#[inline(always)]
+pub(super) fn ip6<'a, P: Probe>(
+    tables: &'a Tables,
+    from: &Origin<'_>,
+    ip: Ip6,
+    probe: &mut P,
+) -> Step<Route<'a>> {
+    // Global unicast and unique local addresses pass by one compare: 2000::/3 and fc00::/7.
+    if from.group || !matches!(ip.dst >> 120, 0x20..=0x3f | 0xfc | 0xfd) {
+        if ip.dst == link_local_of(from.vrf.gateway_mac) && !from.group && from.outer.is_none() {
+            return Continue(Route::Gateway);
+        }
+        unroutable6(from, ip, probe)?;
+    }
+    let id = tables.route6(from.vrf, ip.dst);
+    let route = route(tables, id);
+    note!(probe, Lookup, "{} in {}: {}", v6(ip.dst), from.vrf.name, Shown(&route));
+    Continue(route)
+}
+
+#[cold]
+fn unroutable6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> {
+    if ip.dst >> 120 == 0xff || from.group {
+        note!(probe, Lookup, "{} to a group", v6(ip.dst));
+        return Break(Verdict::Drop(DropReason::BumUnsupported));
+    }
+    if ip.dst >> 48 == 0 || ip.dst >> 118 == 0x3fa {
+        note!(probe, Lookup, "{} is never routed", v6(ip.dst));
+        return Break(Verdict::Drop(DropReason::MartianDestination));
+    }
+    Continue(())
+}
+
+#[inline(always)]
+fn route(tables: &Tables, id: NextHopId) -> Route<'_> {
+    if id == NextHopId::NONE {
+        return Route::Nowhere(false);
+    }
+    match tables.next_hop(id) {
+        None => Route::Nowhere(false),
+        Some(hop) => match hop.kind {
+            HopKind::Local | HopKind::Tunnel4 | HopKind::Tunnel6 | HopKind::Unresolved => {
+                Route::Via(id, hop)
+            }
+            HopKind::Gateway => Route::Gateway,
+            HopKind::Unreachable => Route::Nowhere(true),
+        },
+    }
+}
+
+/// Where the node's own answer to the packet's sender goes: back through the VRF. `None` when
+/// there is no way.
+pub(super) fn back<'a>(
+    tables: &'a Tables,
+    from: &Origin<'_>,
+    packet: &Packet<'_>,
+    to: Sender,
+) -> Option<(NextHopId, &'a NextHop)> {
+    debug_assert!(packet.meta.vrf == from.vrf.id);
+    let id = match to {
+        Sender::V4(addr) => tables.route4(from.vrf, addr),
+        Sender::V6(addr) => tables.route6(from.vrf, addr),
+    };
+    match route(tables, id) {
+        Route::Via(id, hop) if hop.kind != HopKind::Unresolved => Some((id, hop)),
+        _ => None,
+    }
+}
+
+/// Whom an answer goes to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sender {
+    V4(u32),
+    V6(u128),
+}
+
+struct Shown<'a>(&'a Route<'a>);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Route::Via(id, hop) => {
+                let (kind, id, out, mtu) = (hop.kind, id.0, hop.out.0, hop.mtu_bytes);
+                write!(f, "{kind:?} by next hop {id}, interface {out}, MTU {mtu}")
+            }
+            Route::Gateway => write!(f, "the node itself"),
+            Route::Nowhere(true) => write!(f, "unreachable by route"),
+            Route::Nowhere(false) => write!(f, "no route"),
+        }
+    }
+}

@@ -392,12 +392,14 @@ impl Picker<'_> {
     }
 
     /// A window of the pool without block. Shared pools fill from below; where nodes hold blocks each
-    /// begins somewhere else, so that starting nodes do not race.
+    /// begins somewhere else, so that starting nodes do not race, but near the pool's begin, so that
+    /// addresses stay short for people.
     fn missing(&self, spread: bool) -> Option<u128> {
         let set = &self.candidate.addresses;
         let count = set.window_count();
         let from = if spread {
-            u128::from(stable_hash(&[&self.request.node]) ^ u64::from(self.attempt)) % count
+            let room = u128::from(self.request.cluster_nodes).saturating_mul(4).max(64).min(count);
+            u128::from(stable_hash(&[&self.request.node]).wrapping_add(self.attempt.into())) % room
         } else {
             0
         };

@@ -158,11 +158,7 @@ impl MemifTx {
 
     /// Reserves room, writes the head and plans the body.
     #[inline]
-    pub fn send(
-        &mut self,
-        out: &Outgoing<'_>,
-        list: &mut CopyList,
-    ) -> Result<u32, TxDropReason> {
+    pub fn send(&mut self, out: &Outgoing<'_>, list: &mut CopyList) -> Result<u32, TxDropReason> {
         let bytes = out.head.len() as u32 + out.meta.body_bytes;
         match self.queue.reserve(bytes, &mut self.segs) {
             Ok(Reserved::Slots(_)) => {}

@@ -132,6 +132,14 @@ impl Rx {
         }
     }
 
+    /// Gives up on a source that stalls in the middle of a frame; every 100 ms or so.
+    pub fn housekeep(&mut self, now: std::time::Instant) -> Health {
+        match self {
+            Rx::Vnet(_) => Health::Good,
+            Rx::Memif(rx) => rx.check_stall(now),
+        }
+    }
+
     /// Tells the source not to bother with wake-ups: we poll.
     pub fn disarm(&mut self) {
         if let Rx::Memif(rx) = self {

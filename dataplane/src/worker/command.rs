@@ -126,7 +126,7 @@ pub(super) struct WorkerEnd {
 
 /// Where the path puts its events: a few a second at most, see [`PathEvent`].
 #[derive(Debug)]
-pub struct EventSink {
+pub(super) struct EventSink {
     reports: mpsc::UnboundedSender<Report>,
 }
 
@@ -198,6 +198,7 @@ pub fn setup(count: usize, polling: Polling, tables: Tables) -> std::io::Result<
             },
             idle: Idle::new(polling, wakes[id].as_fd())?,
             now_ns: 0,
+            housekept_ns: 0,
             started: std::time::Instant::now(),
             scratch: emit::Scratch::default(),
             observer: Observer::default(),
@@ -319,4 +320,3 @@ impl State {
 
 /// The wake descriptor of a worker, shared by all that may wake it.
 pub(super) type Wake = Arc<EventFd>;
-

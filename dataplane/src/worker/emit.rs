@@ -21,11 +21,7 @@ pub(super) struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self {
-            lent: [false; BURST_PKTS],
-            piece: Slot::default(),
-            coalescer: Coalescer::default(),
-        }
+        Self { lent: [false; BURST_PKTS], piece: Slot::default(), coalescer: Coalescer::default() }
     }
 }
 
@@ -61,7 +57,11 @@ impl State {
         let meta = self.burst.meta(at);
         let out = tables.iface(meta.out)?;
         let counters = &out.counters[self.id];
-        if generated { counters.generated.add(1) } else { counters.tx_forwarded.add(1) }
+        if generated {
+            counters.generated.add(1)
+        } else {
+            counters.tx_forwarded.add(1)
+        }
 
         let queues = out.workers.len();
         if queues == 0 {

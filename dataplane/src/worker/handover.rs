@@ -115,8 +115,7 @@ impl State {
             return;
         };
         let back = Completion { rx: rx as u16, claim: meta.claim };
-        let packet =
-            Handover { slot: slot.clone(), meta: *meta, body, out: out.id, queue, back };
+        let packet = Handover { slot: slot.clone(), meta: *meta, body, out: out.id, queue, back };
         // No more than the completion ring holds are ever lent, so a completion always fits.
         if peer.lent >= RING_PKTS || peer.to.push(packet).is_err() {
             counters.tx_drops[TxDropReason::HandoverFull as usize].add(1);

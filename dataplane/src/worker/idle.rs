@@ -81,9 +81,9 @@ impl Idle {
         } else {
             EpollFlags::EPOLLIN | EpollFlags::EPOLLET
         };
-        let added = rx.wake_fd().is_some_and(|fd| {
-            self.epoll.add(fd, EpollEvent::new(flags, index as u64)).is_ok()
-        });
+        let added = rx
+            .wake_fd()
+            .is_some_and(|fd| self.epoll.add(fd, EpollEvent::new(flags, index as u64)).is_ok());
         self.blind_queues += usize::from(!added);
         self.armed = false;
     }

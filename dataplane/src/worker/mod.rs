@@ -50,6 +50,9 @@ pub struct Stats {
     pub parked: AtomicBool,
 }
 
+/// Between two rounds of housekeeping.
+const HOUSEKEEPING_NS: u64 = 100_000_000;
+
 fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }
@@ -98,6 +101,7 @@ pub(crate) struct State {
     handle: command::WorkerEnd,
     idle: Idle,
     now_ns: u64,
+    housekept_ns: u64,
     started: Instant,
     scratch: emit::Scratch,
     observer: crate::observe::Observer,
@@ -138,11 +142,29 @@ impl State {
         }
         work += self.serve_peers(tables);
         self.idle.note(work, &mut self.rxs);
+        if self.now_ns.wrapping_sub(self.housekept_ns) > HOUSEKEEPING_NS {
+            self.housekeep();
+        }
         let stats = &self.handle.stats;
         bump(&stats.turns, 1);
         bump(&stats.busy_turns, u64::from(work > 0));
         bump(&stats.packets, work as u64);
         work
+    }
+
+    /// What need not be done every turn.
+    #[cold]
+    fn housekeep(&mut self) {
+        self.housekept_ns = self.now_ns;
+        let now = Instant::now();
+        for index in 0..self.rxs.len() {
+            let Some(entry) = self.rxs[index].as_mut() else { continue };
+            let health = entry.rx.housekeep(now);
+            self.heed(index, health);
+        }
+        let stats = &self.handle.stats;
+        stats.cpu_copied_bytes.store(self.list.cpu_bytes, Ordering::Relaxed);
+        stats.cpu_copies.store(self.list.cpu_copies, Ordering::Relaxed);
     }
 
     /// Polls one queue and sees its burst through.
@@ -221,8 +243,7 @@ impl State {
             limiter: &mut self.limiter,
             events: &mut self.handle.events,
         };
-        let verdict =
-            path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut path::NoProbe);
+        let verdict = path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut path::NoProbe);
         if !matches!(verdict, Verdict::Refill | Verdict::Sum) {
             return verdict;
         }
@@ -304,11 +325,7 @@ impl State {
     }
 }
 
-fn tx_entry(
-    txs: &mut [Vec<Option<TxEntry>>],
-    iface: IfaceId,
-    queue: u16,
-) -> Option<&mut TxEntry> {
+fn tx_entry(txs: &mut [Vec<Option<TxEntry>>], iface: IfaceId, queue: u16) -> Option<&mut TxEntry> {
     txs.get_mut(usize::from(iface.0))?.get_mut(usize::from(queue))?.as_mut()
 }
 

@@ -122,7 +122,7 @@ fn realm(
     let pools: Vec<&Pool> = input.checked.pools_of(name).collect();
     let gateways: BTreeSet<IpAddr> = pools.iter().filter_map(|p| p.gateway).collect();
     let prefixes: BTreeSet<IpNet> = pools.iter().map(|p| p.subnet).collect();
-    let mut routes = Routes::new(input, network);
+    let mut routes = Routes::new(input, network, attachments);
     routes.add_blocks(input.blocks, notes);
     routes.add_peers(network);
     routes.add_statics(&pools, attachments, &gateways, input.blocks);
@@ -169,17 +169,24 @@ struct Routes<'a> {
     name: &'a str,
     physical: &'a str,
     own: Option<&'a NodeUplink>,
+    /// Addresses of this node's interfaces.
+    local: BTreeSet<IpAddr>,
     table: BTreeMap<IpNet, Via>,
 }
 
 impl<'a> Routes<'a> {
-    fn new(input: &'a Input<'a>, network: &'a resource::Network) -> Self {
+    fn new(
+        input: &'a Input<'a>,
+        network: &'a resource::Network,
+        attachments: &[&Attachment],
+    ) -> Self {
         let physical = network.spec.physical_network.as_str();
         Routes {
             input,
             name: &network.metadata.name,
             physical,
             own: input.nodes.get(input.node).and_then(|n| n.uplink(physical)),
+            local: attachments.iter().flat_map(|a| a.addresses.iter().copied()).collect(),
             table: BTreeMap::new(),
         }
     }
@@ -215,8 +222,15 @@ impl<'a> Routes<'a> {
             }
             for entry in block.held() {
                 let node = entry.node.as_str();
-                if Some(node) != bound && node != self.input.node {
+                if Some(node) == bound {
+                    continue;
+                }
+                if node != self.input.node {
                     add(self, IpNet::from(entry.address), node);
+                } else if bound.is_some() && !self.local.contains(&entry.address) {
+                    // Lent to this node, whose interface is not there (yet): the block's route would
+                    // send it to a node that sends it back.
+                    self.table.insert(IpNet::from(entry.address), Via::Unreachable);
                 }
             }
         }

@@ -8,12 +8,15 @@
 //! | [`pod`] | what a pod asks for, may have and gets |
 //! | [`ipam`] | who gets which address |
 //! | [`store`], [`memory`] | what the rules need of a store: compare-and-swap |
+//! | `conformance` | (feature) what every store must do, as a test |
 //! | [`realm`] | catalog and node to the data plane's desired state |
 //!
 //! Pure: no client, no I/O, no clock. Time, randomness and the store come from the caller. Nothing
 //! here panics on any input; what is wrong with an object is said in [`rules::Problem`]s.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod ipam;
 pub mod memory;
 pub mod pod;

@@ -81,3 +81,26 @@ pub trait Store: Send + Sync {
         object: &R,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
+
+/// A handle shared between threads is as good as the store.
+impl<S: Store> Store for std::sync::Arc<S> {
+    async fn get<R: Resource>(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<R>, StoreError> {
+        (**self).get(namespace, name).await
+    }
+    async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
+        (**self).list(selector).await
+    }
+    async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
+        (**self).create(object).await
+    }
+    async fn update<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
+        (**self).update(object).await
+    }
+    async fn delete<R: Resource>(&self, object: &R) -> Result<(), StoreError> {
+        (**self).delete(object).await
+    }
+}

@@ -32,6 +32,9 @@ mod probe;
 mod reason;
 mod rewrite;
 pub mod split;
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow::{self, Break, Continue};
 
@@ -135,8 +138,8 @@ fn from_pod<P: Probe>(
     let link = ingress::link(cx, iface, vrf, packet, probe)?;
     let from = Origin { iface, vrf, outer: None, group: link.group };
     match link.ether_type {
-        ether_type::IPV4 => ip4(cx, &from, packet, Ethernet::BYTES as u16, probe),
-        ether_type::IPV6 => ip6(cx, &from, packet, Ethernet::BYTES as u16, probe),
+        ether_type::IPV4 => packet4(cx, &from, packet, Ethernet::BYTES as u16, probe),
+        ether_type::IPV6 => packet6(cx, &from, packet, Ethernet::BYTES as u16, probe),
         ether_type::ARP => arp::from_pod(cx, &from, packet, probe),
         ether_type::VLAN | ether_type::SERVICE_VLAN => Break(Verdict::Drop(DropReason::VlanTagged)),
         _ => Break(Verdict::Drop(DropReason::EtherTypeUnsupported)),
@@ -154,8 +157,8 @@ fn from_ip_pod<P: Probe>(
     let Some(vrf) = cx.tables.vrf(iface.vrf) else { return gone() };
     let from = Origin { iface, vrf, outer: None, group: false };
     match packet.head().first().map(|byte| byte >> 4) {
-        Some(4) => ip4(cx, &from, packet, 0, probe),
-        Some(6) => ip6(cx, &from, packet, 0, probe),
+        Some(4) => packet4(cx, &from, packet, 0, probe),
+        Some(6) => packet6(cx, &from, packet, 0, probe),
         Some(_) => Break(Verdict::Drop(DropReason::ProtocolUnsupported)),
         None => Break(packet.more()),
     }
@@ -182,8 +185,8 @@ fn from_uplink<P: Probe>(
     let from = Origin { iface, vrf, outer: Some(outer), group: link.group };
     let l3 = outer.inner + Ethernet::BYTES as u16;
     match link.ether_type {
-        ether_type::IPV4 => ip4(cx, &from, packet, l3, probe),
-        ether_type::IPV6 => ip6(cx, &from, packet, l3, probe),
+        ether_type::IPV4 => packet4(cx, &from, packet, l3, probe),
+        ether_type::IPV6 => packet6(cx, &from, packet, l3, probe),
         ether_type::ARP => arp::from_tunnel(cx, &from, packet, probe),
         // RFC 7348 §6.1.
         ether_type::VLAN | ether_type::SERVICE_VLAN => {
@@ -195,7 +198,7 @@ fn from_uplink<P: Probe>(
 
 /// An IPv4 packet in a VRF.
 #[inline(always)]
-fn ip4<P: Probe>(
+fn packet4<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,
@@ -222,7 +225,7 @@ fn ip4<P: Probe>(
 
 /// An IPv6 packet in a VRF.
 #[inline(always)]
-fn ip6<P: Probe>(
+fn packet6<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,

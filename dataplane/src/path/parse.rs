@@ -178,7 +178,8 @@ fn layer4(
         packet.meta.l4 = if l4_bytes >= least { l4 } else { 0 };
     }
     let flow = mix(flow ^ u64::from(ports) << 8 ^ u64::from(upper));
-    packet.meta.flow_hash = (flow as u32).max(1);
+    // The upper half depends on all bits.
+    packet.meta.flow_hash = ((flow >> 32) as u32).max(1);
     if packet.meta.checksum == Checksum::Partial || packet.meta.gso != Gso::None {
         offloads(packet, l4_bytes)?;
     }

@@ -1,0 +1,233 @@
+//! Memory shared with a peer: checked, mapped once, unmapped when its last user is gone.
+//!
+//! [`Region`] is the only place where pointers into foreign memory come from. It never becomes a
+//! `&[u8]`: the peer writes to it at any moment. [`Regions`] is what a connection's queues hold
+//! together; dropping the last of them unmaps.
+
+pub(crate) mod health;
+
+use crate::error::RegionError;
+use crate::sys::sigbus::Listed;
+use health::Health;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Most regions that a connection can have; a descriptor's region number is checked against this
+/// alone, places without a region have size zero.
+pub const MAX_REGIONS: usize = 16;
+
+/// What a peer's memory file must fulfil.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RegionRules {
+    pub require_sealed: bool,
+    pub max_page_bytes: u64,
+    pub max_mapped_bytes: u64,
+}
+
+/// One mapped memory file.
+#[derive(Debug)]
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    mapped_bytes: usize,
+    size: u64,
+    page_bytes: usize,
+    /// Dropped before the mapping goes, see `Drop`.
+    listed: Option<Listed>,
+    /// Kept alive for the entry in the SIGBUS table.
+    _health: Arc<Health>,
+}
+
+// SAFETY: a Region is an address range; whoever touches it uses atomics or raw copies.
+unsafe impl Send for Region {}
+// SAFETY: as above; the methods only compute addresses.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Checks a peer's memory file and maps it. The caller closes the file in any case.
+    pub(crate) fn map_peer(
+        file: &OwnedFd,
+        claimed_bytes: u64,
+        mapped_before_bytes: u64,
+        rules: &RegionRules,
+        health: &Arc<Health>,
+    ) -> Result<Self, RegionError> {
+        // Seals first: every file system that could stall us in fstat fails here.
+        let seals = seal(file)?;
+        if rules.require_sealed && !seals.contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(RegionError::Unsealed(seals.bits()));
+        }
+        let stat = fstat(file).map_err(system("fstat"))?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(RegionError::NotRegular);
+        }
+        let page_bytes = page_bytes(file)?;
+        if page_bytes > rules.max_page_bytes {
+            return Err(RegionError::PageSize { page_bytes, max_bytes: rules.max_page_bytes });
+        }
+        let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        if claimed_bytes == 0 || claimed_bytes > file_bytes {
+            return Err(RegionError::Size { claimed_bytes, file_bytes });
+        }
+        let total_bytes = claimed_bytes
+            .checked_next_multiple_of(page_bytes)
+            .and_then(|b| b.checked_add(mapped_before_bytes))
+            .unwrap_or(u64::MAX);
+        if total_bytes > rules.max_mapped_bytes {
+            return Err(RegionError::TooLarge { total_bytes, max_bytes: rules.max_mapped_bytes });
+        }
+        Self::map(file, claimed_bytes, page_bytes, health)
+    }
+
+    /// Maps a file of known size and page size, readable and writable, shared, not populated.
+    pub(crate) fn map(
+        file: &OwnedFd,
+        size: u64,
+        page_bytes: u64,
+        health: &Arc<Health>,
+    ) -> Result<Self, RegionError> {
+        let page = usize::try_from(page_bytes).unwrap_or(4096);
+        let mapped = usize::try_from(size).ok().and_then(|s| s.checked_next_multiple_of(page));
+        let length = mapped
+            .and_then(NonZeroUsize::new)
+            .ok_or(RegionError::System { call: "mmap", errno: Errno::ENOMEM })?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) }
+            .map_err(system("mmap"))?;
+        let start = base.as_ptr() as usize;
+        let listed = Listed::new(start, start + length.get(), page, Arc::as_ptr(health));
+        let none_free = listed.is_none();
+        let region = Self {
+            base: base.cast(),
+            mapped_bytes: length.get(),
+            size,
+            page_bytes: page,
+            listed,
+            _health: Arc::clone(health),
+        };
+        if none_free {
+            return Err(RegionError::TableFull(crate::sys::sigbus::CAPACITY));
+        }
+        for advice in [MmapAdvise::MADV_DONTDUMP, MmapAdvise::MADV_DONTFORK] {
+            // SAFETY: the range was mapped just now; neither advice changes its contents.
+            unsafe { madvise(base, length.get(), advice) }.map_err(system("madvise"))?;
+        }
+        Ok(region)
+    }
+
+    /// Bytes that descriptors may name.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of address space.
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        self.mapped_bytes
+    }
+
+    /// Page size of the file.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    /// Address of `bytes` bytes at `offset`, if the region holds them.
+    pub(crate) fn at(&self, offset: u64, bytes: u64) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(bytes)?;
+        if end > self.size {
+            return None;
+        }
+        // SAFETY: offset ≤ size ≤ mapped bytes of this mapping.
+        Some(unsafe { self.base.add(usize::try_from(offset).ok()?) })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.listed = None;
+        // SAFETY: mapped by us with this length; the last holder of the region is gone, so nobody
+        // has pointers into it (queues and holds keep the Arc). Failure would only leak.
+        let _ = unsafe { munmap(self.base.cast(), self.mapped_bytes) };
+    }
+}
+
+/// Base and size of a region, for the queues' private tables.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View {
+    pub base: *mut u8,
+    pub size: u64,
+}
+
+/// All regions of a connection.
+#[derive(Debug)]
+pub(crate) struct Regions {
+    regions: Vec<Region>,
+    pub health: Arc<Health>,
+}
+
+impl Regions {
+    pub(crate) fn new(regions: Vec<Region>, health: Arc<Health>) -> Arc<Self> {
+        let regions = Self { regions, health };
+        regions.health.allow_faults(regions.pages());
+        Arc::new(regions)
+    }
+
+    pub(crate) fn views(&self) -> [View; MAX_REGIONS] {
+        let mut views = [View { base: std::ptr::null_mut(), size: 0 }; MAX_REGIONS];
+        for (view, region) in views.iter_mut().zip(&self.regions) {
+            *view = View { base: region.base.as_ptr(), size: region.size };
+        }
+        views
+    }
+
+    /// Whether `bytes` bytes at `pointer` lie in one of the regions.
+    pub(crate) fn contains(&self, pointer: *const u8, bytes: usize) -> bool {
+        let start = pointer as usize;
+        self.regions.iter().any(|r| {
+            let base = r.base.as_ptr() as usize;
+            let size = usize::try_from(r.size).unwrap_or(0);
+            start >= base && start - base <= size && bytes <= size - (start - base)
+        })
+    }
+
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        self.regions.iter().map(Region::mapped_bytes).sum()
+    }
+
+    /// Pages over all regions: how often an honest peer can make us fault.
+    fn pages(&self) -> usize {
+        self.regions.iter().map(|r| r.mapped_bytes() / r.page_bytes()).sum()
+    }
+}
+
+/// Seals that a file has, after we added ours where the peer left that open.
+fn seal(file: &OwnedFd) -> Result<SealFlag, RegionError> {
+    let get = || fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    let seals = get().map_err(RegionError::NotMemory)?;
+    if seals.contains(SealFlag::F_SEAL_SHRINK) || seals.contains(SealFlag::F_SEAL_SEAL) {
+        return Ok(seals);
+    }
+    let wanted = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    // A refusal is not an error yet: the rules decide whether unsealed memory will do.
+    let _ = fcntl(file, FcntlArg::F_ADD_SEALS(wanted));
+    get().map_err(RegionError::NotMemory)
+}
+
+fn page_bytes(file: &OwnedFd) -> Result<u64, RegionError> {
+    let fs = fstatfs(file.as_fd()).map_err(system("fstatfs"))?;
+    match fs.filesystem_type() {
+        HUGETLBFS_MAGIC => Ok(u64::try_from(fs.block_size()).unwrap_or(u64::MAX)),
+        TMPFS_MAGIC => Ok(4096),
+        other => Err(RegionError::FileSystem(u64::try_from(other.0).unwrap_or(0))),
+    }
+}
+
+fn system(call: &'static str) -> impl Fn(Errno) -> RegionError {
+    move |errno| RegionError::System { call, errno }
+}

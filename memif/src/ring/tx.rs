@@ -1,0 +1,325 @@
+//! Sending: reserve room for a frame, write it, publish.
+//!
+//! Cursors: `published` is our index as the peer sees it, `cursor` the next slot to reserve,
+//! `limit` how far the peer let us go when its index was last read. All private.
+
+use super::burst::{MAX_TX_SEGS, SegMut, TxSegs};
+use super::rx::OwnBuffers;
+use super::{Ring, Role, Snapshot, prefetch_write};
+use crate::error::Violation;
+use crate::region::{MAX_REGIONS, Regions, View};
+use crate::wire::DESC_FLAG_NEXT;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The least that an empty buffer must hold: nobody posts less, and a frame must not take
+/// hundreds of slots.
+const MIN_CAPACITY_BYTES: u32 = 64;
+const PREFETCH_SLOTS: u16 = 8;
+
+/// What became of a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserved {
+    /// The frame takes this many slots.
+    Slots(u16),
+    /// The ring has no room for it now.
+    Full,
+    /// It is empty, or takes more than [`MAX_TX_SEGS`](crate::MAX_TX_SEGS) slots or the whole ring.
+    BadLength,
+}
+
+/// One transmit ring, owned by one thread at a time.
+#[derive(Debug)]
+pub struct TxQueue {
+    ring: Ring,
+    role: Role,
+    cursor: u16,
+    published: u16,
+    limit: u16,
+    views: [View; MAX_REGIONS],
+    own: OwnBuffers,
+    regions: Arc<Regions>,
+}
+
+// SAFETY: as for RxQueue.
+unsafe impl Send for TxQueue {}
+
+impl TxQueue {
+    pub(crate) fn new(ring: Ring, role: Role, own: OwnBuffers, regions: &Arc<Regions>) -> Self {
+        let views = regions.views();
+        let regions = Arc::clone(regions);
+        Self { ring, role, cursor: 0, published: 0, limit: 0, views, own, regions }
+    }
+
+    /// Slots in the ring.
+    #[inline]
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.ring.slots()
+    }
+
+    /// Slots reserved and not yet published.
+    #[inline]
+    #[must_use]
+    pub fn reserved(&self) -> u16 {
+        self.cursor.wrapping_sub(self.published)
+    }
+
+    /// Slots that can be reserved now: one acquire load.
+    ///
+    /// # Errors
+    /// The peer's index is impossible.
+    #[inline]
+    pub fn free(&mut self) -> Result<u16, Violation> {
+        self.refresh()?;
+        Ok(self.limit.wrapping_sub(self.cursor))
+    }
+
+    /// Reads the peer's index and sets `limit`.
+    #[inline]
+    fn refresh(&mut self) -> Result<(), Violation> {
+        let (peer, limit) = match self.role {
+            // The client's head: it posted buffers up to here.
+            Role::Server => {
+                let head = self.ring.load_head();
+                (head, head)
+            }
+            // The server's tail: it read up to here, and a whole ring may lie ahead of it.
+            Role::Client => {
+                let tail = self.ring.load_tail();
+                (tail, tail.wrapping_add(self.ring.slots() as u16))
+            }
+        };
+        let ahead = limit.wrapping_sub(self.published);
+        if u32::from(ahead) > self.ring.slots() || ahead < self.reserved() {
+            return Err(self.index_violation(peer));
+        }
+        self.limit = limit;
+        Ok(())
+    }
+
+    #[cold]
+    fn index_violation(&self, peer: u16) -> Violation {
+        self.blame(Violation::Index {
+            peer,
+            ours: self.published,
+            held: self.reserved(),
+            ring_slots: self.ring.slots(),
+        })
+    }
+
+    #[cold]
+    fn blame(&self, violation: Violation) -> Violation {
+        self.regions.health.poison_violation();
+        violation
+    }
+
+    /// Reserves room for a frame of `len_bytes` and says in `out` where to write it. Nothing is
+    /// visible to the peer before [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The peer broke the rules: drop the connection.
+    #[inline]
+    pub fn reserve(&mut self, len_bytes: u32, out: &mut TxSegs) -> Result<Reserved, Violation> {
+        if self.cursor == self.limit {
+            self.refresh()?;
+            if self.cursor == self.limit {
+                return Ok(Reserved::Full);
+            }
+        }
+        let (buffer, region) = self.buffer(self.cursor)?;
+        if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
+            return self.reserve_chain(len_bytes, out);
+        }
+        self.fill(self.cursor, 0, region, len_bytes);
+        self.ring.prefetch(self.cursor.wrapping_add(PREFETCH_SLOTS));
+        out.set_single(SegMut { pointer: buffer.pointer, len_bytes });
+        self.cursor = self.cursor.wrapping_add(1);
+        Ok(Reserved::Slots(1))
+    }
+
+    /// The buffer of a slot, from one snapshot of its descriptor (server) or from what we know
+    /// (client), and its region.
+    #[inline]
+    fn buffer(&self, slot: u16) -> Result<(SegMut, u16), Violation> {
+        match self.role {
+            Role::Server => {
+                let d = self.ring.snapshot(slot);
+                let view = self.views.get(usize::from(d.region));
+                let size = view.map_or(0, |v| v.size);
+                let end = u64::from(d.offset) + u64::from(d.length);
+                if d.length < MIN_CAPACITY_BYTES || end > size {
+                    return Err(self.blame(bad_buffer(slot, d, size)));
+                }
+                let base = view.map_or(std::ptr::null_mut(), |v| v.base);
+                let pointer = base.wrapping_add(d.offset as usize);
+                Ok((SegMut { pointer, len_bytes: d.length }, d.region))
+            }
+            Role::Client => {
+                let index = usize::from(slot) & (self.ring.slots() as usize - 1);
+                let seg = SegMut { pointer: self.own.at(index), len_bytes: self.own.stride };
+                Ok((seg, self.own.region))
+            }
+        }
+    }
+
+    /// Writes the descriptor of a slot: the server only what is its to say, the client all of it,
+    /// since the peer may have scribbled over what stood there.
+    #[inline]
+    fn fill(&self, slot: u16, flags: u16, region: u16, length: u32) {
+        match self.role {
+            Role::Server => self.ring.write_length(slot, flags, region, length),
+            Role::Client => {
+                let index = usize::from(slot) & (self.ring.slots() as usize - 1);
+                let empty = self.own.empty(index);
+                self.ring.write(slot, Snapshot { flags, length, ..empty });
+            }
+        }
+    }
+
+    /// A frame longer than the next buffer: as many slots as it needs, or none.
+    #[inline(never)]
+    fn reserve_chain(&mut self, len_bytes: u32, out: &mut TxSegs) -> Result<Reserved, Violation> {
+        if len_bytes == 0 {
+            return Ok(Reserved::BadLength);
+        }
+        self.refresh()?;
+        let (start, mut at, mut left) = (self.cursor, self.cursor, len_bytes);
+        out.clear();
+        let mut regions = [0u16; MAX_TX_SEGS];
+        while left > 0 {
+            let used = at.wrapping_sub(start);
+            if usize::from(used) == MAX_TX_SEGS || u32::from(used) == self.ring.slots() {
+                return Ok(Reserved::BadLength);
+            }
+            if at == self.limit {
+                return Ok(Reserved::Full);
+            }
+            let (buffer, region) = self.buffer(at)?;
+            let part = left.min(buffer.len_bytes);
+            out.push(SegMut { pointer: buffer.pointer, len_bytes: part });
+            regions[usize::from(used)] = region;
+            left -= part;
+            at = at.wrapping_add(1);
+        }
+        // Only now, when all slots are known to be there: a buffer that is not used must keep the
+        // length that the client gave it.
+        let segs = out.as_slice();
+        for (i, (seg, region)) in segs.iter().zip(regions).enumerate() {
+            let flags = if i + 1 < segs.len() { DESC_FLAG_NEXT } else { 0 };
+            self.fill(start.wrapping_add(i as u16), flags, region, seg.len_bytes);
+        }
+        self.cursor = at;
+        Ok(Reserved::Slots(at.wrapping_sub(start)))
+    }
+
+    /// Fetches the descriptors and the first line of the buffer `ahead` slots on, to be written.
+    #[inline]
+    pub fn prefetch(&self, ahead: u16) {
+        let slot = self.cursor.wrapping_add(ahead);
+        if ahead < self.limit.wrapping_sub(self.cursor)
+            && let Ok((buffer, _)) = self.buffer(slot)
+        {
+            prefetch_write(buffer.pointer);
+        }
+    }
+
+    /// Makes everything reserved visible to the peer: one release store.
+    #[inline]
+    pub fn publish(&mut self) {
+        self.publish_slots(self.reserved());
+    }
+
+    /// Makes the oldest `slots` reserved slots visible: for copies that finish in parts.
+    #[inline]
+    pub fn publish_slots(&mut self, slots: u16) {
+        debug_assert!(slots <= self.reserved(), "{slots} of {} published", self.reserved());
+        let slots = slots.min(self.reserved());
+        if slots == 0 {
+            return;
+        }
+        self.published = self.published.wrapping_add(slots);
+        match self.role {
+            Role::Server => self.ring.store_tail(self.published),
+            Role::Client => self.ring.store_head(self.published),
+        }
+    }
+
+    /// Whether the peer wants a signal for what was published: ask once per burst, then signal the
+    /// eventfd with [`crate::Notifier`].
+    #[inline]
+    #[must_use]
+    pub fn needs_wakeup(&self) -> bool {
+        self.ring.wants_signal()
+    }
+
+    /// The eventfd to signal; only through [`crate::Notifier`], which cannot block.
+    #[must_use]
+    pub fn eventfd(&self) -> BorrowedFd<'_> {
+        self.ring.eventfd.as_fd()
+    }
+
+    /// The simple way: copies a frame into the ring; `false` when there is no room, or when the frame
+    /// is longer than the ring can ever carry. It is visible after [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// The peer broke the rules: drop the connection.
+    pub fn send(&mut self, frame: &[u8]) -> Result<bool, Violation> {
+        let mut out = TxSegs::new();
+        let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        if !matches!(self.reserve(len, &mut out)?, Reserved::Slots(_)) {
+            return Ok(false);
+        }
+        let mut rest = frame;
+        for seg in out.as_slice() {
+            let (part, next) = rest.split_at(seg.len());
+            // SAFETY: the destination was checked to lie in a region that this queue keeps mapped;
+            // the source is a slice of that length outside of it.
+            unsafe { seg.pointer.copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+            rest = next;
+        }
+        Ok(true)
+    }
+
+    /// Publishes what was sent and signals the peer if it wants that.
+    ///
+    /// # Errors
+    /// The signal was refused by the kernel; the frames are published nevertheless.
+    pub fn flush(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
+        if self.reserved() == 0 {
+            return Ok(());
+        }
+        self.publish();
+        if self.needs_wakeup() { notifier.signal(self.eventfd()) } else { Ok(()) }
+    }
+
+    /// Whether the connection is spoilt, see [`crate::RxQueue::poisoned`].
+    #[inline]
+    #[must_use]
+    pub fn poisoned(&self) -> bool {
+        self.regions.health.poisoned()
+    }
+
+    /// Blames `faults` page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
+    pub fn charge_faults(&self, faults: u64, now: Instant) {
+        self.regions.health.charge_faults(faults, now);
+    }
+
+    /// Keeps the memory mapped beyond the queue's life, for copies that others do.
+    #[must_use]
+    pub fn hold(&self) -> crate::RegionHold {
+        crate::RegionHold::new(&self.regions)
+    }
+}
+
+#[cold]
+fn bad_buffer(slot: u16, d: Snapshot, region_bytes: u64) -> Violation {
+    if region_bytes == 0 {
+        Violation::Region { slot, region: d.region }
+    } else if d.length < MIN_CAPACITY_BYTES {
+        Violation::Length { slot, len_bytes: d.length, min_bytes: MIN_CAPACITY_BYTES }
+    } else {
+        Violation::Bounds { slot, region: d.region, offset: d.offset, len_bytes: d.length }
+    }
+}

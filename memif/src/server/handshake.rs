@@ -1,0 +1,476 @@
+//! The server's handshake: one state at a time, one message at a time.
+//!
+//! HELLO → INIT → ADD_REGION… → ADD_RING… → CONNECT → CONNECTED. Each message of the client is
+//! either the one that is due, with the index that is next and within what the interface grants,
+//! or the end. Every reply goes out at once or the client is closed, so nothing is ever queued.
+
+use super::listener::Account;
+use crate::connection::{Connection, Info, say_goodbye};
+use crate::error::{CloseReason, RingError};
+use crate::region::health::Health;
+use crate::region::{MAX_REGIONS, Region, RegionRules, Regions};
+use crate::ring::rx::{OwnBuffers, RxQueue};
+use crate::ring::tx::TxQueue;
+use crate::ring::{Direction, Place, Ring, Role};
+use crate::sys::socket::{Received, is_eventfd, receive, send};
+use crate::wire::{AddRing, Hello, Init, Message, Mode, Name, RING_COOKIE, RING_IS_S2M, VERSION};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Time from accept to CONNECT.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Messages handled per wake-up, so that one client cannot keep the loop to itself.
+const MESSAGES_PER_CALL: usize = 4;
+
+/// What a client may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory files, at most [`MAX_REGIONS`].
+    pub regions: u16,
+    /// Rings from the client.
+    pub s2m_rings: u16,
+    /// Rings to the client.
+    pub m2s_rings: u16,
+    /// Largest ring, as a power of two, at most 15.
+    pub log2_ring_size: u8,
+    /// All memory files together.
+    pub mapped_bytes: u64,
+    /// Largest page of a memory file: the first touch of a page zeroes it, on our time.
+    pub page_bytes: u64,
+    /// Longest received frame.
+    pub frame_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            regions: 8,
+            s2m_rings: 16,
+            m2s_rings: 16,
+            log2_ring_size: 14,
+            mapped_bytes: 512 << 20,
+            page_bytes: 2 << 20,
+            frame_bytes: 16 << 10,
+        }
+    }
+}
+
+/// What an interface grants to the client that asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// What frames begin with.
+    pub mode: Mode,
+    /// At most 23 bytes; empty for none.
+    pub secret: String,
+    /// The interface's name, told to the client.
+    pub name: String,
+    /// Whether memory must be sealed against shrinking. Zero-copy clients of DPDK 22.11 cannot.
+    pub require_sealed: bool,
+    /// How much it may ask for.
+    pub limits: Limits,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Ethernet,
+            secret: String::new(),
+            name: String::new(),
+            require_sealed: true,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What to say to a client that asks for an interface id. Asked at INIT and again at CONNECT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It may have it.
+    Accept(Offer),
+    /// There is no such interface.
+    Unknown,
+    /// Another client has it; the live connection is never given up for a new one.
+    Busy,
+}
+
+impl From<Option<Offer>> for Answer {
+    fn from(offer: Option<Offer>) -> Self {
+        offer.map_or(Self::Unknown, Self::Accept)
+    }
+}
+
+/// How far a handshake is.
+#[derive(Debug)]
+pub enum Progress {
+    /// Wait for the socket, until [`Handshake::deadline`].
+    Pending,
+    /// Done; the handshake is used up.
+    Connected(Connection),
+    /// Over; the socket is closed.
+    Closed(CloseReason),
+}
+
+/// What an accepted client has agreed on and brought so far.
+#[derive(Debug)]
+struct Setup {
+    id: u32,
+    offer: Offer,
+    peer_name: String,
+    peer_interface: String,
+    health: Arc<Health>,
+    regions: Vec<Region>,
+    places: Vec<Place>,
+    s2m: Vec<Ring>,
+    m2s: Vec<Ring>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// HELLO is sent, INIT is due.
+    Accepted,
+    /// INIT was accepted: regions, then rings, then CONNECT.
+    Setup(Box<Setup>),
+}
+
+impl State {
+    fn waiting_for(&self) -> &'static str {
+        match self {
+            Self::Accepted => "INIT",
+            Self::Setup(s) if s.regions.is_empty() => "ADD_REGION",
+            Self::Setup(s) if s.places.is_empty() => "ADD_REGION or ADD_RING",
+            Self::Setup(_) => "ADD_RING or CONNECT",
+        }
+    }
+}
+
+/// Counts a half-open handshake as long as it lives.
+#[derive(Debug)]
+struct HalfOpen(Arc<Account>);
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        self.0.half_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client on its way to a connection.
+#[derive(Debug)]
+pub struct Handshake {
+    /// Taken when the handshake ends.
+    socket: Option<OwnedFd>,
+    state: State,
+    deadline: Instant,
+    peer: (i32, u32),
+    half_open: HalfOpen,
+}
+
+impl Handshake {
+    /// Greets the client; `None` when it is gone already.
+    pub(crate) fn begin(
+        socket: OwnedFd,
+        peer: (i32, u32),
+        hello: Limits,
+        account: &Arc<Account>,
+        now: Instant,
+    ) -> Option<Self> {
+        let highest_ring = |count: u16| count.saturating_sub(1);
+        let message = Message::Hello(Hello {
+            name: Name::truncated(concat!("memif ", env!("CARGO_PKG_VERSION"))),
+            min_version: VERSION,
+            max_version: VERSION,
+            max_region: hello.regions.clamp(1, MAX_REGIONS as u16) - 1,
+            max_m2s_ring: highest_ring(hello.m2s_rings),
+            max_s2m_ring: highest_ring(hello.s2m_rings),
+            max_log2_ring_size: hello.log2_ring_size.min(Ring::MAX_LOG2),
+        });
+        send(socket.as_fd(), &message, None).ok()?;
+        account.half_open.fetch_add(1, Ordering::Relaxed);
+        Some(Self {
+            socket: Some(socket),
+            state: State::Accepted,
+            deadline: now + DEADLINE,
+            peer,
+            half_open: HalfOpen(Arc::clone(account)),
+        })
+    }
+
+    /// When to give up: call [`on_readable`](Self::on_readable) then, too.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Process and user id of the client, as they were when it connected.
+    #[must_use]
+    pub fn peer(&self) -> (i32, u32) {
+        self.peer
+    }
+
+    /// Handles what the client sent. `offers` says what interface ids are worth. Level-triggered
+    /// waiting is assumed: a few messages are handled per call.
+    pub fn on_readable(&mut self, offers: &dyn Fn(u32) -> Answer) -> Progress {
+        let Some(socket) = self.socket.take() else {
+            return Progress::Closed(CloseReason::PeerClosed);
+        };
+        match self.advance(&socket, offers) {
+            Ok(false) => {
+                self.socket = Some(socket);
+                Progress::Pending
+            }
+            Ok(true) => self.connected(socket),
+            Err(reason) => {
+                say_goodbye(socket.as_fd(), &reason);
+                // What was mapped goes now, whenever the caller drops the rest.
+                self.state = State::Accepted;
+                Progress::Closed(reason)
+            }
+        }
+    }
+
+    /// True when CONNECTED was sent.
+    fn advance(
+        &mut self,
+        socket: &OwnedFd,
+        offers: &dyn Fn(u32) -> Answer,
+    ) -> Result<bool, CloseReason> {
+        for _ in 0..MESSAGES_PER_CALL {
+            match receive(socket.as_fd())? {
+                Received::Nothing if Instant::now() >= self.deadline => {
+                    let limit_ms = DEADLINE.as_millis() as u64;
+                    let waiting_for = self.state.waiting_for();
+                    return Err(CloseReason::Deadline { limit_ms, waiting_for });
+                }
+                Received::Nothing => return Ok(false),
+                Received::Message(message, fd) => {
+                    if self.handle(socket.as_fd(), message, fd, offers)? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn handle(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        message: Message,
+        fd: Option<OwnedFd>,
+        offers: &dyn Fn(u32) -> Answer,
+    ) -> Result<bool, CloseReason> {
+        let waiting_for = self.state.waiting_for();
+        let reply = match (&mut self.state, message, fd) {
+            (_, Message::Disconnect { reason, .. }, _) => {
+                return Err(CloseReason::PeerDisconnected(reason.to_printable()));
+            }
+            (State::Accepted, Message::Init(init), _) => {
+                self.state = State::Setup(Box::new(Setup::begin(&init, offers)?));
+                Message::Ack
+            }
+            (State::Setup(setup), Message::AddRegion { index, size }, Some(file))
+                if setup.places.is_empty() =>
+            {
+                setup.add_region(index, size, &file)?;
+                Message::Ack
+            }
+            (State::Setup(setup), Message::AddRing(ring), Some(eventfd))
+                if !setup.regions.is_empty() =>
+            {
+                setup.add_ring(ring, eventfd)?;
+                Message::Ack
+            }
+            (State::Setup(setup), Message::Connect(name), _) if !setup.regions.is_empty() => {
+                setup.connect(&name, offers)?;
+                Message::Connected(Name::truncated(&setup.offer.name))
+            }
+            (_, message, _) => {
+                return Err(CloseReason::UnexpectedMessage { kind: message.kind(), waiting_for });
+            }
+        };
+        send(socket, &reply, None)?;
+        Ok(matches!(reply, Message::Connected(_)))
+    }
+
+    fn connected(&mut self, socket: OwnedFd) -> Progress {
+        let State::Setup(setup) = std::mem::replace(&mut self.state, State::Accepted) else {
+            return Progress::Closed(CloseReason::NoRings);
+        };
+        self.half_open.0.established.fetch_add(1, Ordering::Relaxed);
+        Progress::Connected(setup.finish(socket, self.peer))
+    }
+}
+
+impl AsFd for Handshake {
+    /// The socket, to wait for.
+    ///
+    /// # Panics
+    /// The handshake is over: it must not be used after [`Progress::Connected`] or `Closed`.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_ref().expect("a handshake that is over has no socket").as_fd()
+    }
+}
+
+impl Setup {
+    fn begin(init: &Init, offers: &dyn Fn(u32) -> Answer) -> Result<Self, CloseReason> {
+        if init.version != VERSION {
+            return Err(CloseReason::Version(init.version));
+        }
+        let offer = ask(offers, init.id)?;
+        if init.mode != offer.mode.to_wire() {
+            return Err(CloseReason::Mode { got: init.mode, want: offer.mode });
+        }
+        if !offer.secret.is_empty() {
+            let given = init.secret.bytes();
+            if given.is_empty() {
+                return Err(CloseReason::SecretRequired);
+            }
+            if !same(given, offer.secret.as_bytes()) {
+                return Err(CloseReason::SecretWrong);
+            }
+        }
+        Ok(Self {
+            id: init.id,
+            offer,
+            peer_name: init.name.to_printable(),
+            peer_interface: String::new(),
+            health: Arc::default(),
+            regions: Vec::new(),
+            places: Vec::new(),
+            s2m: Vec::new(),
+            m2s: Vec::new(),
+        })
+    }
+
+    fn add_region(&mut self, index: u16, size: u64, file: &OwnedFd) -> Result<(), CloseReason> {
+        let limits = &self.offer.limits;
+        let max = limits.regions.min(MAX_REGIONS as u16);
+        next_index("region", index, self.regions.len(), max)?;
+        let rules = RegionRules {
+            require_sealed: self.offer.require_sealed,
+            max_page_bytes: limits.page_bytes,
+            max_mapped_bytes: limits.mapped_bytes,
+        };
+        let before = self.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
+        let region = Region::map_peer(file, size, before, &rules, &self.health)
+            .map_err(|error| CloseReason::Region { index, error })?;
+        self.regions.push(region);
+        Ok(())
+    }
+
+    fn add_ring(&mut self, add: AddRing, eventfd: OwnedFd) -> Result<(), CloseReason> {
+        let s2m = add.flags & RING_IS_S2M != 0;
+        let direction = if s2m { Direction::S2m } else { Direction::M2s };
+        let limits = &self.offer.limits;
+        let (count, max) = match direction {
+            Direction::S2m => (self.s2m.len(), limits.s2m_rings),
+            Direction::M2s => (self.m2s.len(), limits.m2s_rings),
+        };
+        next_index(direction.name(), add.index, count, max)?;
+        let ring = self.check_ring(add, direction, eventfd).map_err(|error| CloseReason::Ring {
+            what: direction.name(),
+            index: add.index,
+            error,
+        })?;
+        match direction {
+            Direction::S2m => self.s2m.push(ring),
+            Direction::M2s => self.m2s.push(ring),
+        }
+        Ok(())
+    }
+
+    fn check_ring(
+        &mut self,
+        add: AddRing,
+        direction: Direction,
+        eventfd: OwnedFd,
+    ) -> Result<Ring, RingError> {
+        const MIN_LOG2: u8 = 6;
+        if add.flags & !RING_IS_S2M != 0 {
+            return Err(RingError::Flags(add.flags));
+        }
+        if add.private_hdr_size != 0 {
+            return Err(RingError::PrivateHeader(add.private_hdr_size));
+        }
+        let max = self.offer.limits.log2_ring_size.min(Ring::MAX_LOG2);
+        if !(MIN_LOG2..=max).contains(&add.log2_ring_size) {
+            return Err(RingError::Size { got: add.log2_ring_size, min: MIN_LOG2, max });
+        }
+        let region = self.regions.get(usize::from(add.region));
+        let region = region.ok_or(RingError::Region(add.region))?;
+        let place = Place { region: add.region, offset: add.offset, log2_size: add.log2_ring_size };
+        if self.places.iter().any(|other| other.overlaps(place)) {
+            return Err(RingError::Overlap);
+        }
+        if !is_eventfd(&eventfd) {
+            return Err(RingError::NotEventfd);
+        }
+        let ring = Ring::new(place, region, direction, eventfd)?;
+        let cookie = ring.cookie();
+        if cookie != RING_COOKIE {
+            return Err(RingError::Cookie(cookie));
+        }
+        self.places.push(place);
+        Ok(ring)
+    }
+
+    /// Both indexes of every ring start at zero, before the client hears CONNECTED.
+    fn connect(&mut self, name: &Name, offers: &dyn Fn(u32) -> Answer) -> Result<(), CloseReason> {
+        if self.places.is_empty() {
+            return Err(CloseReason::NoRings);
+        }
+        // Another client may have been faster since INIT.
+        ask(offers, self.id)?;
+        for ring in self.s2m.iter().chain(&self.m2s) {
+            ring.zero_indexes();
+        }
+        self.peer_interface = name.to_printable();
+        Ok(())
+    }
+
+    fn finish(self, socket: OwnedFd, (peer_pid, peer_uid): (i32, u32)) -> Connection {
+        let regions = Regions::new(self.regions, self.health);
+        let info = Info {
+            role: Role::Server,
+            id: self.id,
+            mode: self.offer.mode,
+            peer_name: self.peer_name,
+            peer_interface: self.peer_interface,
+            peer_pid,
+            peer_uid,
+            mapped_bytes: regions.mapped_bytes(),
+        };
+        let none = OwnBuffers { base: std::ptr::null_mut(), region: 0, offset: 0, stride: 0 };
+        let max = self.offer.limits.frame_bytes;
+        let rx = self.s2m.into_iter();
+        let rx = rx.map(|r| RxQueue::new(r, Role::Server, none, &regions, max)).collect();
+        let tx = self.m2s.into_iter();
+        let tx = tx.map(|r| TxQueue::new(r, Role::Server, none, &regions)).collect();
+        Connection::new(socket, info, regions, rx, tx)
+    }
+}
+
+fn ask(offers: &dyn Fn(u32) -> Answer, id: u32) -> Result<Offer, CloseReason> {
+    match offers(id) {
+        Answer::Accept(offer) => Ok(offer),
+        Answer::Unknown => Err(CloseReason::UnknownId(id)),
+        Answer::Busy => Err(CloseReason::Busy(id)),
+    }
+}
+
+fn next_index(what: &'static str, got: u16, have: usize, max: u16) -> Result<(), CloseReason> {
+    let want = u16::try_from(have).unwrap_or(u16::MAX);
+    if got != want {
+        return Err(CloseReason::NotNext { what, got, want });
+    }
+    if want >= max {
+        return Err(CloseReason::TooMany { what, got, max });
+    }
+    Ok(())
+}
+
+/// Comparison whose time does not tell how much of a guess was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
+}

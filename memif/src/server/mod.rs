@@ -1,0 +1,4 @@
+//! The server's end of the control socket.
+
+pub(crate) mod handshake;
+pub(crate) mod listener;

@@ -4,5 +4,4 @@
 pub mod ethtool;
 pub mod gather;
 pub mod netns;
-pub mod packet;
 pub mod tun;

@@ -1,2 +1,15 @@
-//! The per-node daemon.
-#![forbid(unsafe_code)]
+//! The per-node daemon: it turns the catalog into the data plane's desired state, serves the CNI
+//! plugin, claims addresses, and makes what a pod needs in its network namespace.
+#![deny(unsafe_code)]
+
+pub mod catalog;
+pub mod cni_server;
+pub mod config;
+pub mod core;
+pub mod dataplane;
+pub mod fault;
+pub mod journal;
+pub mod metrics;
+pub mod nodestate;
+pub mod pod;
+mod sys;

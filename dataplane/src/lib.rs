@@ -6,6 +6,7 @@
 
 pub mod copy;
 pub mod path;
+pub mod port;
 pub mod sys;
 pub mod table;
 pub mod takeover;

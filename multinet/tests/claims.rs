@@ -157,8 +157,8 @@ enum Outcome {
 struct Pod {
     /// Sandboxes made so far.
     sandboxes: u8,
-    /// A successful ADD that no DEL of the same sandbox has followed.
-    up: Option<Vec<Claim>>,
+    /// A successful ADD and its sandbox, which no DEL of that sandbox or of a newer one has followed.
+    up: Option<(u8, Vec<Claim>)>,
     /// A crash or a lost request: claims may be held that nobody was told of.
     unsure: bool,
 }
@@ -202,12 +202,12 @@ impl<'a> World<'a> {
     }
 
     fn start_del(&mut self, p: usize, sandbox: u8) {
-        if sandbox == self.pods[p].sandboxes {
-            self.pods[p].up = None;
-        } else {
-            // Not the sandbox of the claims: they stay, and a rejection says nothing about them.
-            self.pods[p].unsure = true;
+        let known = &mut self.pods[p];
+        if sandbox == known.sandboxes || known.up.as_ref().is_some_and(|(of, _)| *of == sandbox) {
+            known.up = None;
         }
+        // What other sandboxes hold stays, and a rejection says nothing about it.
+        known.unsure |= sandbox != known.sandboxes;
         let (store, now_ms) = (self.store, self.clock);
         self.tasks[p] = Some((
             Box::pin(async move {
@@ -236,7 +236,8 @@ impl<'a> World<'a> {
             match outcome {
                 Outcome::Claimed(claims) => {
                     assert_eq!(claims.len(), 2);
-                    self.pods[p].up = Some(claims);
+                    // Tasks of a pod follow one another: the newest sandbox is the task's.
+                    self.pods[p].up = Some((self.pods[p].sandboxes, claims));
                 }
                 Outcome::Rejected if !self.pods[p].unsure && self.pods[p].up.is_none() => {
                     let holder = judge_history(&self.store.history.lock().unwrap());
@@ -253,7 +254,7 @@ impl<'a> World<'a> {
     fn judge(&self) {
         let holder = judge_history(&self.store.history.lock().unwrap());
         for (p, pod) in self.pods.iter().enumerate() {
-            for claim in pod.up.iter().flatten() {
+            for claim in pod.up.iter().flat_map(|(_, claims)| claims) {
                 let (uid, sandbox) = &holder[&claim.address.to_string()];
                 assert_eq!(uid, &format!("uid-p{p}"));
                 // A newer ADD of the pod may have taken the claim along already.

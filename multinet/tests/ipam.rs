@@ -403,3 +403,27 @@ fn a_del_without_pod_frees_what_its_sandbox_holds_and_nothing_else() {
     assert_eq!(plan_release(&mut view, anonymous, 1), [ip("10.0.0.10")]);
     assert_eq!(view.entries(|e| e.state.is_held()).count(), 1);
 }
+
+#[test]
+fn nothing_is_taken_from_a_block_that_somebody_damaged() {
+    let checked = pool("10.0.0.62-10.0.0.65");
+    let damage: [&dyn Fn(&mut AddressBlock); 4] = [
+        &|b| b.spec.cidr = "10.0.0.0/25".parse().unwrap(),
+        &|b| b.metadata.name = "blue.10-0-0-64".into(),
+        &|b| b.spec.entries[0].address = ip("10.9.0.1"),
+        &|b| b.spec.entries[0].owner = None,
+    ];
+    for damage in damage {
+        let mut sound = view();
+        get(&mut sound, &request(&checked, "a", &["p"]), 0).unwrap();
+        let mut block = sound.blocks().next().unwrap().clone();
+        damage(&mut block);
+        let mut view = View::new("blue", [block]);
+        assert_eq!(address(&mut view, &checked, "b", 0), "10.0.0.64");
+        assert_eq!(address(&mut view, &checked, "c", 0), "10.0.0.65");
+        let error = get(&mut view, &request(&checked, "d", &["p"]), 0).unwrap_err().to_string();
+        assert!(error.ends_with("are left out, mend them"), "{error}");
+        let exact = Request { exact: Some(ip("10.0.0.63")), ..request(&checked, "d", &["p"]) };
+        assert!(get(&mut view, &exact, 0).unwrap_err().to_string().contains("mend it"));
+    }
+}

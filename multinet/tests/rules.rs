@@ -332,6 +332,20 @@ fn of_two_vnis_the_older_wins() {
     );
 }
 
+#[test]
+fn the_lowest_free_vni_is_free_of_what_is_asked_for_and_of_what_was_given() {
+    let catalog = catalog(
+        "
+{kind: Network, apiVersion: v, metadata: {name: a}, spec: {vni: 1}}
+---
+{kind: Network, apiVersion: v, metadata: {name: b}, spec: {}, status: {vni: 2}}
+---
+{kind: Network, apiVersion: v, metadata: {name: c}, spec: {vni: 4}, status: {vni: 4}}
+",
+    );
+    assert_eq!(Checked::free_vni(&catalog), Some(3));
+}
+
 fn pool_text(name: &str, network: &str, spec: &str) -> String {
     let label =
         if network.is_empty() { String::new() } else { format!("bowline.dev/network: {network}") };

@@ -238,6 +238,14 @@ pub(crate) fn owned_seg(buffer: &[u8], from: usize, len: usize) -> Seg {
     Seg { ptr: part.as_ptr(), len: len as u32 }
 }
 
+/// A destination over a port's own buffer. The port keeps the buffer in place, and touches it no
+/// more, until it publishes.
+#[cfg(feature = "dpdk")]
+#[inline]
+pub(crate) fn owned_seg_mut(buffer: &mut [u8]) -> SegMut {
+    SegMut { ptr: buffer.as_mut_ptr(), len: buffer.len() as u32 }
+}
+
 /// Asks for a cache line to read.
 #[inline]
 pub fn prefetch_read(ptr: *const u8) {

@@ -31,9 +31,9 @@ fn put(packet: &mut Packet<'_>, hop: &NextHop) -> bool {
     let (rewrite, _) = hop.rewrite.split_at(usize::from(hop.rewrite_len).min(hop.rewrite.len()));
     // The usual length is copied without a call.
     packet.pull(packet.meta.l3)
-        && match rewrite.as_array::<FULL4>() {
-            Some(rewrite) => packet.push(rewrite),
-            None => packet.push(rewrite),
+        && match <&[u8; FULL4]>::try_from(rewrite) {
+            Ok(rewrite) => packet.push(rewrite),
+            Err(_) => packet.push(rewrite),
         }
 }
 

@@ -42,7 +42,9 @@ pub(super) fn ip4<P: Probe>(
     }
     icmp.kind = Icmp4::ECHO_REPLY;
     let old = u16::from_be_bytes([Icmp4::ECHO_REQUEST, 0]);
-    icmp.checksum.set(checksum::update(icmp.checksum.get(), old, 0));
+    // Of a message that is all zeros now, only 0xffff is the checksum; of others as well.
+    let updated = checksum::update(icmp.checksum.get(), old, 0);
+    icmp.checksum.set(if updated == 0 { 0xffff } else { updated });
     let l3 = usize::from(packet.meta.l3);
     let Some(header) = packet.head_mut().get_mut(l3..l4) else {
         return Verdict::Drop(DropReason::Ip4Malformed);

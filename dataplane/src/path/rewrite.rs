@@ -48,7 +48,7 @@ fn local(packet: &mut Packet<'_>, hop: &NextHop) -> bool {
     let version = packet.meta.ip_version;
     let (rewrite, _) = hop.rewrite.split_at(usize::from(hop.rewrite_len).min(hop.rewrite.len()));
     if packet.meta.l3 == ETHERNET as u16
-        && let Some(template) = rewrite.as_array::<ETHERNET>()
+        && let Ok(template) = <&[u8; ETHERNET]>::try_from(rewrite)
         && let Some(header) = packet.head_mut().first_chunk_mut::<ETHERNET>()
     {
         *header = *template;

@@ -6,8 +6,10 @@
 
 use wire::{Ethernet, Header, Ipv4, Ipv6, Tcp, Udp, Vxlan, checksum};
 
-use super::packet::{Checksum, Gso, HEADROOM_BYTES, Meta, Slot};
+use super::encap;
+use super::packet::{Checksum, Gso, HEADROOM_BYTES, Meta, Packet, Slot};
 
+const ETHERNET: usize = size_of::<Ethernet>();
 /// Most pieces of one super-frame.
 pub const MAX_PIECES: u32 = 128;
 
@@ -73,7 +75,8 @@ impl Split {
     }
 
     /// Makes the head of piece `index` in `slot`, with its facts, and says which part of the body
-    /// follows. Its layer-4 checksum is left partial.
+    /// follows. A segment's layer-4 checksum is left partial; so is a fragment's outer one over
+    /// IPv6.
     pub fn piece(
         &self,
         index: u32,
@@ -101,16 +104,23 @@ impl Split {
         facts.body_bytes = part.len_bytes as u32;
         facts.gso = Gso::None;
         facts.fragment_mtu = 0;
+        facts.body_summed = false;
         let last = index + 1 == self.count;
         let ip_bytes = header_bytes - usize::from(meta.l3) + to - from;
         if self.fragments {
             fragment(new, meta, index, self.unit_bytes, last, ip_bytes)?;
+            // No piece has a layer-4 checksum of its own.
+            facts.l4 = 0;
+            facts.checksum = Checksum::Unknown;
         } else {
             segment(new, &mut facts, index, self.unit_bytes, last, ip_bytes)?;
         }
         if meta.outer != 0 {
             let frame_bytes = bytes + part.len_bytes;
             outer_lengths(new, meta.outer, frame_bytes)?;
+        }
+        if meta.outer == 6 {
+            encap::fill_udp6(&mut Packet::new(slot, &mut facts), ETHERNET);
         }
         Some((facts, part))
     }
@@ -212,10 +222,8 @@ fn blank_uncopied_options(options: &mut [u8]) {
     }
 }
 
-/// Sets the lengths of an outer header, and its IPv4 checksum. The UDP checksum over IPv6 stays to
-/// be computed by whoever completes the frame.
+/// Sets the lengths of an outer header, and its IPv4 checksum.
 fn outer_lengths(head: &mut [u8], outer: u8, frame_bytes: usize) -> Option<()> {
-    const ETHERNET: usize = size_of::<Ethernet>();
     let udp_at = if outer == 4 {
         let bytes = u16::try_from(frame_bytes - ETHERNET).ok()?;
         let ip = Ipv4::at_mut(head, ETHERNET)?;

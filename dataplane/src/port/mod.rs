@@ -5,8 +5,13 @@
 //! plans copies; [`Tx::flush`] publishes after the copies ran.
 
 pub mod burst;
+#[cfg(feature = "dpdk")]
+pub mod eth;
 pub mod memif;
+pub mod packet;
 pub mod pool;
+#[cfg(test)]
+mod uplink_tests;
 pub mod vnet;
 
 use std::os::fd::BorrowedFd;
@@ -56,6 +61,11 @@ pub enum Health {
 pub enum Rx {
     /// A tap, or anything else that reads frames behind a virtio-net header.
     Vnet(vnet::VnetRx),
+    /// A packet socket on a NIC.
+    Packet(packet::PacketRx),
+    /// A queue of a DPDK device.
+    #[cfg(feature = "dpdk")]
+    Eth(eth::EthRx),
     /// A memif ring that the peer fills.
     Memif(memif::MemifRx),
 }
@@ -65,6 +75,11 @@ pub enum Rx {
 pub enum Tx {
     /// A tap, or anything else that writes frames behind a virtio-net header.
     Vnet(vnet::VnetTx),
+    /// A packet socket on a NIC.
+    Packet(packet::PacketTx),
+    /// A queue of a DPDK device.
+    #[cfg(feature = "dpdk")]
+    Eth(eth::EthTx),
     /// A memif ring that the peer empties.
     Memif(memif::MemifTx),
 }
@@ -73,6 +88,9 @@ macro_rules! each {
     ($on:expr, $kind:ident, $port:ident => $do:expr) => {
         match $on {
             $kind::Vnet($port) => $do,
+            $kind::Packet($port) => $do,
+            #[cfg(feature = "dpdk")]
+            $kind::Eth($port) => $do,
             $kind::Memif($port) => $do,
         }
     };
@@ -90,6 +108,9 @@ impl Rx {
     ) -> Health {
         match self {
             Rx::Vnet(rx) => rx.poll(iface, burst, pool, max_pkts),
+            Rx::Packet(rx) => rx.poll(iface, burst, pool, max_pkts),
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.poll(iface, burst, max_pkts),
             Rx::Memif(rx) => rx.poll(iface, burst, max_pkts),
         }
     }
@@ -98,7 +119,9 @@ impl Rx {
     #[inline]
     pub fn release(&mut self, claim: u32, pool: &mut BufferPool) {
         match self {
-            Rx::Vnet(_) => pool.put(claim),
+            Rx::Vnet(_) | Rx::Packet(_) => pool.put(claim),
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.release(claim),
             Rx::Memif(rx) => rx.release(claim),
         }
     }
@@ -107,7 +130,9 @@ impl Rx {
     #[inline]
     pub fn flush(&mut self) {
         match self {
-            Rx::Vnet(_) => {}
+            Rx::Vnet(_) | Rx::Packet(_) => {}
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(_) => {}
             Rx::Memif(rx) => rx.flush(),
         }
     }
@@ -121,13 +146,15 @@ impl Rx {
     /// Whether an empty `poll` costs a system call, so that it is only worth it after `wake_fd`
     /// was seen ready.
     pub fn poll_is_syscall(&self) -> bool {
-        matches!(self, Rx::Vnet(_))
+        matches!(self, Rx::Vnet(_) | Rx::Packet(_))
     }
 
     /// Asks the source for wake-ups, before parking. Returns whether frames are there already.
     pub fn arm(&mut self) -> bool {
         match self {
-            Rx::Vnet(_) => false,
+            Rx::Vnet(_) | Rx::Packet(_) => false,
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.arm(),
             Rx::Memif(rx) => rx.arm(),
         }
     }
@@ -136,14 +163,23 @@ impl Rx {
     pub fn housekeep(&mut self, now: std::time::Instant) -> Health {
         match self {
             Rx::Vnet(_) => Health::Good,
+            Rx::Packet(rx) => {
+                rx.count_lost();
+                Health::Good
+            }
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(_) => Health::Good,
             Rx::Memif(rx) => rx.check_stall(now),
         }
     }
 
     /// Tells the source not to bother with wake-ups: we poll.
     pub fn disarm(&mut self) {
-        if let Rx::Memif(rx) = self {
-            rx.disarm();
+        match self {
+            Rx::Vnet(_) | Rx::Packet(_) => {}
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.disarm(),
+            Rx::Memif(rx) => rx.disarm(),
         }
     }
 }
@@ -155,6 +191,9 @@ impl Tx {
     pub fn send(&mut self, out: Outgoing<'_>, list: &mut CopyList) -> Result<u32, TxDropReason> {
         match self {
             Tx::Vnet(tx) => tx.send(&out),
+            Tx::Packet(tx) => tx.send(&out),
+            #[cfg(feature = "dpdk")]
+            Tx::Eth(tx) => tx.send(&out, list),
             Tx::Memif(tx) => tx.send(&out, list),
         }
     }
@@ -164,6 +203,9 @@ impl Tx {
     pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
         match self {
             Tx::Vnet(tx) => tx.flush(),
+            Tx::Packet(tx) => tx.flush(),
+            #[cfg(feature = "dpdk")]
+            Tx::Eth(tx) => tx.flush(),
             Tx::Memif(tx) => tx.flush(notifier),
         }
     }
@@ -172,8 +214,20 @@ impl Tx {
     #[inline]
     pub fn free(&mut self) -> usize {
         match self {
-            Tx::Vnet(_) => usize::MAX,
+            Tx::Vnet(_) | Tx::Packet(_) => usize::MAX,
+            #[cfg(feature = "dpdk")]
+            Tx::Eth(tx) => tx.free(),
             Tx::Memif(tx) => tx.free(),
+        }
+    }
+
+    /// Whether frames wait inside for the sink to take them: flush again soon.
+    #[inline]
+    pub fn backlog(&self) -> bool {
+        match self {
+            Tx::Vnet(_) | Tx::Packet(_) | Tx::Memif(_) => false,
+            #[cfg(feature = "dpdk")]
+            Tx::Eth(tx) => tx.backlog(),
         }
     }
 }

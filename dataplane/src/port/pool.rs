@@ -46,6 +46,21 @@ impl BufferPool {
         crate::copy::owned_seg(self.memory.get(number as usize).map_or(&[], |b| &b[..]), from, len)
     }
 
+    /// Takes the memory of a taken buffer out, to fill several with one system call.
+    /// [`BufferPool::return_lent`] brings it back to its place.
+    #[inline]
+    pub fn lend(&mut self, number: u32) -> Box<[u8]> {
+        self.memory.get_mut(number as usize).map(std::mem::take).unwrap_or_default()
+    }
+
+    /// See [`BufferPool::lend`].
+    #[inline]
+    pub fn return_lent(&mut self, number: u32, memory: Box<[u8]>) {
+        if let Some(place) = self.memory.get_mut(number as usize) {
+            *place = memory;
+        }
+    }
+
     /// Gives a buffer back.
     #[inline]
     pub fn put(&mut self, number: u32) {

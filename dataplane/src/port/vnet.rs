@@ -108,7 +108,7 @@ fn pieces(meta: &Meta) -> usize {
     (meta.body_bytes as usize / usize::from(meta.gso_size.max(536))).max(1)
 }
 
-fn decode(header: &VirtioNet, meta: &mut Meta) {
+pub(super) fn decode(header: &VirtioNet, meta: &mut Meta) {
     if header.flags & VirtioNet::NEEDS_CSUM != 0 {
         meta.checksum = Checksum::Partial;
         meta.csum_start = header.csum_start.get();
@@ -128,7 +128,7 @@ fn decode(header: &VirtioNet, meta: &mut Meta) {
     meta.gso_size = header.gso_size.get();
 }
 
-fn encode(meta: &Meta, head_bytes: usize) -> VirtioNet {
+pub(super) fn encode(meta: &Meta, head_bytes: usize) -> VirtioNet {
     let mut header = VirtioNet::default();
     match meta.checksum {
         Checksum::Partial => {

@@ -4,4 +4,5 @@
 pub mod ethtool;
 pub mod gather;
 pub mod netns;
+pub mod packet;
 pub mod tun;

@@ -103,7 +103,7 @@ fn parse(message: &[u8]) -> Link {
             IFLA_MASTER => link.master = Some(u32_at(value, 0)),
             IFLA_LINK if !elsewhere => link.below = Some(u32_at(value, 0)),
             IFLA_LINKINFO => {
-                link.kind = find(value, 0, IFLA_INFO_KIND).map(text).unwrap_or_default()
+                link.kind = find(value, 0, IFLA_INFO_KIND).map(text).unwrap_or_default();
             }
             _ => {}
         }

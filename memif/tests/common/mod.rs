@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
+pub(crate) mod rogue;
+
 use memif::{
     Address, Answer, ClientConfig, ClientEvent, CloseReason, Connection, Connector, Handshake,
     Listener, ListenerLimits, Offer, Progress,

@@ -221,8 +221,10 @@ fn wanted(request: &Request) -> String {
 /// What the key holds already, moved to the request's sandbox and owner. Another address than an
 /// exact one that is asked for is given back.
 fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
-    let held = view.entries(|e| e.state.is_held() && request.owns(e));
-    let entry = held.map(|(_, e)| e.clone()).next()?;
+    let entry = view
+        .owned(&request.owner, &request.interface)
+        .find(|e| e.state.is_held() && request.owns(e))
+        .cloned()?;
     if request.exact.is_some_and(|exact| exact != entry.address) {
         let block = view.change(entry.address);
         block.put(Entry { state: EntryState::Released, since_ms: now_ms, ..entry });
@@ -241,12 +243,12 @@ fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
 /// The address that the key had last, if nobody else wants it: a pod whose sandbox is made anew keeps
 /// its address.
 fn last_held(view: &View, request: &Request, candidate: &Candidate, now_ms: u64) -> Option<IpAddr> {
-    let mut last = view.entries(|e| {
+    let mut own = view.owned(&request.owner, &request.interface);
+    let entry = own.find(|e| {
         e.state == EntryState::Released
             && request.owns(e)
             && candidate.addresses.contains(e.address)
-    });
-    let (_, entry) = last.next()?;
+    })?;
     exact(view, candidate, entry.address, now_ms).is_ok().then_some(entry.address)
 }
 
@@ -256,6 +258,9 @@ struct Choice {
     bind: Option<Option<String>>,
 }
 
+/// Said of addresses that cannot be given because of a damaged block.
+const BROKEN: &str = "the AddressBlock around it breaks its rules, see its problems and mend it";
+
 fn exact(
     view: &View,
     candidate: &Candidate,
@@ -264,6 +269,9 @@ fn exact(
 ) -> Result<Choice, String> {
     if !candidate.addresses.contains(address) {
         return Err(format!("does not hold {address}"));
+    }
+    if view.is_broken(Family::of(address), number(address)) {
+        return Err(format!("cannot give {address}: {BROKEN}"));
     }
     match view.block_of(address).and_then(|b| b.entry(address)) {
         Some(e) if e.state.is_held() => {
@@ -403,15 +411,19 @@ impl Picker<'_> {
         } else {
             0
         };
-        let tries = count.min(self.blocks().count() as u128 + 1);
-        (0..tries)
-            .filter_map(|i| set.nth_window((from + i) % count))
-            .find(|start| self.view.block(set.family(), *start).is_none())
+        // At worst every window but one has a block, sound or broken.
+        let known = self.view.blocks_of(set.family()).count() + self.view.broken_count();
+        let tries = count.min(known as u128 + 1);
+        (0..tries).filter_map(|i| set.nth_window((from + i) % count)).find(|start| {
+            let (family, start) = (set.family(), *start);
+            self.view.block(family, start).is_none() && !self.view.is_broken(family, start)
+        })
     }
 
     fn blocks(&self) -> impl Iterator<Item = &AddressBlock> {
         let set = &self.candidate.addresses;
-        self.view.blocks_of(set.family()).filter(|b| set.window(b.start()) != 0)
+        let sound = |b: &&AddressBlock| !self.view.is_broken(set.family(), b.start());
+        self.view.blocks_of(set.family()).filter(|b| set.window(b.start()) != 0).filter(sound)
     }
 
     fn longest_rest(&self) -> Option<Choice> {
@@ -443,6 +455,9 @@ impl Picker<'_> {
             }
         }
         text.push(')');
+        if self.view.broken_count() > 0 {
+            text.push_str("; AddressBlocks that break their rules are left out, mend them");
+        }
         text
     }
 }

@@ -1,16 +1,32 @@
 //! The blocks of one domain as they were read, and what plans changed in them since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use crate::range::{Family, number};
-use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry};
+use crate::rules::validate_block;
+use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, Owner};
+use crate::types::mac::stable_hash;
 
 /// Blocks of one domain (a Network, or "" for the LAN), both families.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     domain: String,
     blocks: BTreeMap<(Family, u128), Slot>,
+    /// Windows of blocks that break their rules (somebody edited them): nothing is taken from there,
+    /// because what is held there cannot be told.
+    broken: BTreeSet<(Family, u128)>,
+    /// Where owners' entries were when their block was last clean, by [`owner_hash`]: a claim among
+    /// 100,000 must not look at each. What it names is compared again before it is believed.
+    owners: HashMap<u64, Vec<IpAddr>>,
+}
+
+/// The same for every UID of a pod's name, so that sticky owners are found as well.
+fn owner_hash(owner: &Owner, interface: &str) -> u64 {
+    match owner {
+        Owner::Pod { namespace, name, .. } => stable_hash(&[namespace, name, interface]),
+        Owner::Node { name } => stable_hash(&["", name, interface]),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -23,12 +39,31 @@ impl View {
     /// A view of what was read. Blocks of other domains are left out.
     #[must_use]
     pub fn new(domain: impl Into<String>, blocks: impl IntoIterator<Item = AddressBlock>) -> Self {
-        let domain = domain.into();
-        let own = blocks.into_iter().filter(|b| b.spec.network == domain);
-        let slots =
-            own.map(|block| ((block.family(), block.start()), Slot { block, dirty: false }));
-        let blocks = slots.collect();
-        View { domain, blocks }
+        let mut view = View { domain: domain.into(), ..View::default() };
+        for block in blocks {
+            if block.spec.network != view.domain {
+                continue;
+            }
+            let window = (block.family(), block.start() & !(BLOCK_SIZE - 1));
+            if validate_block(&block).is_empty() {
+                view.written(block);
+            } else {
+                view.broken.insert(window);
+            }
+        }
+        view
+    }
+
+    /// Whether the block around an address breaks its rules.
+    #[must_use]
+    pub fn is_broken(&self, family: Family, start: u128) -> bool {
+        self.broken.contains(&(family, start & !(BLOCK_SIZE - 1)))
+    }
+
+    /// How many windows are lost to broken blocks.
+    #[must_use]
+    pub fn broken_count(&self) -> usize {
+        self.broken.len()
     }
 
     /// The domain.
@@ -87,8 +122,30 @@ impl View {
         self.blocks.values().filter(|s| s.dirty).map(|s| &s.block)
     }
 
-    /// Takes a block as the store returned it.
+    /// Entries, held or released, that may be `owner`'s for `interface`; the caller compares.
+    pub(super) fn owned<'a>(
+        &'a self,
+        owner: &Owner,
+        interface: &str,
+    ) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let indexed = self.owners.get(&owner_hash(owner, interface)).into_iter().flatten();
+        let clean = indexed.filter_map(|address| {
+            let key = (Family::of(*address), number(*address) & !(BLOCK_SIZE - 1));
+            self.blocks.get(&key).filter(|s| !s.dirty).and_then(|s| s.block.entry(*address))
+        });
+        clean.chain(self.writes().flat_map(|b| &b.spec.entries))
+    }
+
+    /// Takes a block as the store has it.
     pub fn written(&mut self, block: AddressBlock) {
+        for entry in &block.spec.entries {
+            if let Some(owner) = &entry.owner {
+                let known = self.owners.entry(owner_hash(owner, &entry.interface)).or_default();
+                if !known.contains(&entry.address) {
+                    known.push(entry.address);
+                }
+            }
+        }
         self.blocks.insert((block.family(), block.start()), Slot { block, dirty: false });
     }
 }

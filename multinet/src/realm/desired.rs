@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::state::{Interface, Network, Port, Route, State, Via};
 use crate::range::Family;
 use crate::rules::{Checked, Pool};
-use crate::types::block::AddressBlock;
+use crate::types::block::{AddressBlock, block_cidr};
 use crate::types::mac::Mac;
 use crate::types::network::{self as resource, Encapsulation};
 use crate::types::node::{NodeState, NodeUplink};
@@ -212,6 +212,10 @@ impl<'a> Routes<'a> {
         let name = self.name;
         let mut unreachable: BTreeMap<String, usize> = BTreeMap::new();
         for block in blocks.iter().filter(|b| b.spec.network == name) {
+            if block.spec.cidr != block_cidr(block.spec.cidr.addr()) {
+                notes.push(format!("AddressBlock {} is damaged and left out", block.name()));
+                continue;
+            }
             let bound = block.spec.node.as_deref();
             let mut add = |routes: &mut Self, prefix: IpNet, node: &str| match routes.tunnel(node) {
                 Ok(via) => drop(routes.table.insert(prefix, via)),

@@ -116,6 +116,14 @@ impl Checked {
         set.minus(&AddressSet::from_addresses(pool.family, gateways))
     }
 
+    /// The lowest VNI that no Network of the catalog asks for or has, for one that leaves it out.
+    #[must_use]
+    pub fn free_vni(catalog: &Catalog) -> Option<u32> {
+        let both = |n: &Network| [n.spec.vni, n.status.as_ref().and_then(|s| s.vni)];
+        let taken: BTreeSet<u32> = catalog.networks.values().flat_map(both).flatten().collect();
+        super::VNI_RANGE.into_iter().find(|vni| !taken.contains(vni))
+    }
+
     fn add<R: Resource>(&mut self, object: &R, problem: Problem) {
         self.problems.push(ObjectProblem {
             kind: R::KIND,

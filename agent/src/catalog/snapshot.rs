@@ -1,0 +1,193 @@
+//! What of the catalog is in force.
+//!
+//! A snapshot is immutable; the next one is made from it and from the files as they are now. What a
+//! file held stays in force while the file is bad, and while somebody is still writing it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use multinet::types::meta::Resource;
+
+use super::directory::{Directory, Stamp};
+use super::file::{AnyObject, Document, FileProblem, Key};
+
+/// A file of people's counts as written completely when nobody has written to it for so long.
+const SETTLE: Duration = Duration::from_millis(60);
+
+/// The catalog as it is in force.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    objects: BTreeMap<Key, AnyObject>,
+    files: HashMap<PathBuf, Held>,
+    problems: Vec<FileProblem>,
+    /// Some file was left out because it is still being written.
+    unsettled: bool,
+}
+
+/// What is in force of one file.
+#[derive(Debug, Clone)]
+struct Held {
+    stamp: Option<Stamp>,
+    documents: Vec<Document>,
+    problems: Vec<FileProblem>,
+}
+
+impl Snapshot {
+    /// Reads the files again, keeping what must stay in force.
+    pub(crate) fn next(&self, directory: &Directory) -> io::Result<Self> {
+        let mut next = Self::default();
+        for path in directory.files()? {
+            let before = self.files.get(&path);
+            if let Some(held) = next.read_file(directory, &path, before) {
+                next.files.insert(path, held);
+            }
+        }
+        next.index(self);
+        Ok(next)
+    }
+
+    fn read_file(
+        &mut self,
+        directory: &Directory,
+        path: &Path,
+        before: Option<&Held>,
+    ) -> Option<Held> {
+        let stamp = match Directory::stamp(path) {
+            Ok(stamp) => stamp?,
+            Err(e) => return Some(unreadable(path, before, &e)),
+        };
+        if let Some(before) = before.filter(|b| b.stamp == Some(stamp)) {
+            return Some(before.clone());
+        }
+        if is_peoples(path) && stamp.age().is_some_and(|age| age < SETTLE) {
+            self.unsettled = true;
+            return before.cloned();
+        }
+        let content = match directory.read(path) {
+            Ok(content) => content?,
+            Err(e) => return Some(unreadable(path, before, &e)),
+        };
+        let mut documents = content.documents.clone();
+        if content.is_bad() {
+            // Which object a bad document was meant to be is not known for sure: all that the file
+            // held and that it does not hold now stays.
+            let old = before.map(|b| b.documents.as_slice()).unwrap_or_default();
+            let kept: Vec<_> =
+                old.iter().filter(|o| documents.iter().all(|d| d.key != o.key)).cloned().collect();
+            documents.extend(kept);
+        }
+        Some(Held { stamp: Some(stamp), documents, problems: content.problems.clone() })
+    }
+
+    /// Fills the index. Of an object that two files define, the one in force stays.
+    fn index(&mut self, before: &Self) {
+        let mut holders: BTreeMap<Key, (PathBuf, AnyObject)> = BTreeMap::new();
+        let mut paths: Vec<_> = self.files.keys().cloned().collect();
+        paths.sort();
+        for path in paths {
+            let held = &self.files[&path];
+            self.problems.extend(held.problems.iter().cloned());
+            for document in &held.documents {
+                match holders.get(&document.key) {
+                    None => {
+                        holders
+                            .insert(document.key.clone(), (path.clone(), document.object.clone()));
+                    }
+                    Some((first, _)) => {
+                        let keeps_second = before.holds(&path, &document.key)
+                            && !before.holds(first, &document.key);
+                        let loser = if keeps_second { first.clone() } else { path.clone() };
+                        let winner = if keeps_second { path.clone() } else { first.clone() };
+                        self.problems.push(duplicate(&document.key, &loser, &winner));
+                        if keeps_second {
+                            let entry = (path.clone(), document.object.clone());
+                            holders.insert(document.key.clone(), entry);
+                        }
+                    }
+                }
+            }
+        }
+        self.objects = holders.into_iter().map(|(key, (_, object))| (key, object)).collect();
+    }
+
+    fn holds(&self, path: &Path, key: &Key) -> bool {
+        self.files.get(path).is_some_and(|held| held.documents.iter().any(|d| d.key == *key))
+    }
+
+    /// The object in force.
+    pub fn get<R: Resource>(&self, namespace: Option<&str>, name: &str) -> Option<Arc<R>> {
+        let object = self.objects.get(&Key::new::<R>(namespace, name))?;
+        object.clone().downcast::<R>().ok()
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub fn list<R: Resource>(&self) -> impl Iterator<Item = Arc<R>> {
+        let of_kind = self.objects.iter().filter(|(key, _)| key.kind == R::KIND);
+        of_kind.filter_map(|(_, object)| object.clone().downcast::<R>().ok())
+    }
+
+    /// Do both hold the same objects of a kind?
+    pub(crate) fn same_of_kind<R: Resource>(&self, other: &Self) -> bool {
+        fn of_kind<R: Resource>(snapshot: &Snapshot) -> impl Iterator<Item = &AnyObject> {
+            let objects = snapshot.objects.iter().filter(|(key, _)| key.kind == R::KIND);
+            objects.map(|(_, object)| object)
+        }
+        let mut theirs = of_kind::<R>(other);
+        of_kind::<R>(self).all(|own| theirs.next().is_some_and(|their| Arc::ptr_eq(own, their)))
+            && theirs.next().is_none()
+    }
+
+    /// What is wrong with the files.
+    pub fn problems(&self) -> &[FileProblem] {
+        &self.problems
+    }
+
+    /// Is some file still being written, so that another look is due?
+    pub(crate) fn unsettled(&self) -> bool {
+        self.unsettled
+    }
+
+    /// Do both hold the same objects, byte for byte?
+    pub(crate) fn same_objects(&self, other: &Self) -> bool {
+        self.objects.len() == other.objects.len()
+            && self.objects.iter().zip(&other.objects).all(|((key, object), (other_key, other))| {
+                key == other_key && Arc::ptr_eq(object, other)
+            })
+    }
+}
+
+fn is_peoples(path: &Path) -> bool {
+    // Agents write these by rename, so that they are complete whenever they can be seen.
+    let kind = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    !matches!(kind, Some("AddressBlock" | "NodeState"))
+}
+
+fn unreadable(path: &Path, before: Option<&Held>, error: &io::Error) -> Held {
+    let problem = FileProblem {
+        file: path.to_owned(),
+        line: 0,
+        object: String::new(),
+        field: String::new(),
+        message: format!("cannot be read: {error}"),
+        refused: true,
+    };
+    Held {
+        stamp: None,
+        documents: before.map(|b| b.documents.clone()).unwrap_or_default(),
+        problems: vec![problem],
+    }
+}
+
+fn duplicate(key: &Key, loser: &Path, winner: &Path) -> FileProblem {
+    FileProblem {
+        file: loser.to_owned(),
+        line: 0,
+        object: key.to_string(),
+        field: String::new(),
+        message: format!("is defined in {} already; remove one of the two", winner.display()),
+        refused: true,
+    }
+}

@@ -1,0 +1,390 @@
+//! ADD: decide everything, claim, write the journal, make, hand over, answer. Any failure takes back
+//! what was done, in the opposite order.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use cni::error::{CniError, code};
+use cni::result::CniResult;
+use cni::rpc::Request;
+use ipnet::IpNet;
+use multinet::pod::Wish;
+use multinet::range::Family;
+use multinet::realm::network_mtu;
+use multinet::realm::state::Port;
+use multinet::rules::{Checked, Problem};
+use multinet::types::block::Owner;
+use multinet::types::mac::Mac;
+use multinet::types::network::{Network, PoolLists};
+use multinet::types::node::NodeState;
+
+use super::addresses::{self, Claimer, Given};
+use super::ask::{self, Asked, Asker, refused};
+use super::result::result_of;
+use super::routes::{DefaultRoute, default_prefix, routes_of};
+use super::server::{CniServer, io_failure, pod_failure};
+use crate::catalog::Snapshot;
+use crate::core;
+use crate::fault;
+use crate::journal::{AttachedInterface, Attachment, AttachmentKey, Phase};
+use crate::pod::{self, Device, InterfacePlan, MadeInterface, Netns, PodRoute};
+
+/// What an ADD works on.
+struct Add<'a> {
+    server: &'a CniServer,
+    request: &'a Request,
+    key: AttachmentKey,
+    snapshot: Arc<Snapshot>,
+    checked: Arc<Checked>,
+    asker: Asker,
+    owner: Owner,
+}
+
+/// Serves an ADD. The caller holds the sandbox's lock.
+pub(super) async fn add(
+    server: &CniServer,
+    request: &Request,
+    key: AttachmentKey,
+) -> Result<CniResult, CniError> {
+    let netns = Arc::new(Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?);
+    if let Some(result) = server.answered_before(&key, netns.inode()).await? {
+        return Ok(result);
+    }
+    let core = &server.core;
+    let snapshot = server.look().await?;
+    let asker = Asker::new(&snapshot, request, &core.node);
+    let owner = Owner::Pod {
+        namespace: asker.namespace_name().to_owned(),
+        name: asker.pod.name.clone(),
+        uid: asker.uid.clone(),
+    };
+    let checked = core.checked(&snapshot);
+    let add = Add { server, request, key, snapshot, checked, asker, owner };
+    add.run(&netns).await
+}
+
+impl Add<'_> {
+    async fn run(&self, netns: &Arc<Netns>) -> Result<CniResult, CniError> {
+        let asked = ask::interfaces(self.request, &self.asker)?;
+        let previous = self.request.prev_result.clone();
+        if asked.is_empty() {
+            return Ok(previous.unwrap_or_default());
+        }
+        let granted = self.grant(&asked)?;
+        let defaults = self.look_into(netns, &asked).await?;
+        let given = self.claim(&asked).await?;
+        fault::reached("claimed");
+        let done = match self.plan(&asked, &granted, &given, &defaults, netns) {
+            Ok(attachment) => self.attach(attachment, netns).await,
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(result) => Ok(chain(previous, result)),
+            Err(error) => {
+                self.take_back(&given).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The Network and the port of each interface.
+    fn grant(&self, asked: &[Asked]) -> Result<Vec<(&Network, Port)>, CniError> {
+        let grant = |wish: &Wish| {
+            let network = self.network(wish)?;
+            let granted = multinet::pod::grant(wish, network).map_err(refused)?;
+            let port = granted.port().ok_or_else(|| {
+                let message = "is not carried by this version; use tap or memif";
+                refused(Problem::error(format!("{}.type", wish.at), granted.kind.as_str(), message))
+            })?;
+            Ok((network, port))
+        };
+        asked.iter().map(|a| grant(&a.wish)).collect()
+    }
+
+    fn network(&self, wish: &Wish) -> Result<&Network, CniError> {
+        let name = wish.network.as_str();
+        let field = format!("{}.network", wish.at);
+        let Some(network) = self.checked.networks.get(name) else {
+            let mut problems = self.checked.problems_of("Network", name).filter(|p| p.is_error());
+            let why = problems.next().map_or(
+                "does not exist; create the Network, or correct the name".to_owned(),
+                |problem| format!("serves nothing: {problem}"),
+            );
+            return Err(refused(Problem::error(field, name, why)));
+        };
+        if network.admits(&self.asker.namespace_labels) {
+            return Ok(network);
+        }
+        let message = format!(
+            "does not admit namespace {}; label the namespace to match the Network's \
+             spec.namespaceSelector, or set the selector ({{}} admits all)",
+            self.asker.namespace_name()
+        );
+        Err(refused(Problem::error(field, name, message)))
+    }
+
+    /// Are the names free, and which families have a default route already?
+    async fn look_into(&self, netns: &Arc<Netns>, asked: &[Asked]) -> Result<Vec<u8>, CniError> {
+        let names: Vec<_> = asked.iter().map(|a| a.wish.name.clone()).collect();
+        let netns = netns.clone();
+        self.server
+            .blocking(move || {
+                netns.run(|| {
+                    pod::free_names(&names)?;
+                    pod::default_route_families()
+                })
+            })
+            .await?
+            .map_err(|e| pod_failure(&e))
+    }
+
+    async fn claim(&self, asked: &[Asked]) -> Result<Vec<Given>, CniError> {
+        let mut by_network: BTreeMap<&str, Vec<&Asked>> = BTreeMap::new();
+        for asked in asked {
+            by_network.entry(&asked.wish.network).or_default().push(asked);
+        }
+        let claimer = Claimer {
+            store: self.server.core.catalog.directory(),
+            snapshot: &self.snapshot,
+            checked: &self.checked,
+            node: &self.server.core.node,
+            asker: &self.asker,
+            owner: &self.owner,
+            container_id: &self.key.container_id,
+            configured: self.configured_pools(),
+        };
+        let mut all = Vec::new();
+        for (network, asked) in by_network {
+            match claimer.claim(network, &asked).await {
+                Ok(given) => all.extend(given),
+                Err(error) => {
+                    self.take_back(&all).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn configured_pools(&self) -> PoolLists {
+        let ipam = self.request.config.ipam.clone().unwrap_or_default();
+        PoolLists { ipv4: ipam.default_ipv4_ippool, ipv6: ipam.default_ipv6_ippool }
+    }
+
+    /// Everything decided, nothing made.
+    fn plan(
+        &self,
+        asked: &[Asked],
+        granted: &[(&Network, Port)],
+        given: &[Given],
+        defaults: &[u8],
+        netns: &Netns,
+    ) -> Result<Attachment, CniError> {
+        let mut interfaces = Vec::new();
+        // The first interface of a family without default route gets it, unless it is asked for
+        // elsewhere.
+        let mut has_default = defaults.to_vec();
+        let claimed_by_name = asked.iter().any(|a| is_named_default(&a.wish));
+        for (asked, (network, port)) in asked.iter().zip(granted) {
+            let wish = &asked.wish;
+            let own: Vec<&Given> = given.iter().filter(|g| g.interface == wish.name).collect();
+            let mut routes = Vec::new();
+            let addresses: Vec<IpNet> = own.iter().map(|g| g.address).collect();
+            for given in &own {
+                let family = Family::of(given.address.addr()).number();
+                let free = !has_default.iter().any(|f| i64::from(*f) == family);
+                let first = asked.own && free && !claimed_by_name && !given.clean_gateway;
+                let pools = self.checked.pools_of(&network.metadata.name);
+                let default = if first { DefaultRoute::Yes } else { DefaultRoute::No };
+                let mut found = routes_of(&addresses, &given.pool, pools, default);
+                found.extend(named_default(wish, given)?);
+                if found.iter().any(|r| r.dst.prefix_len() == 0) {
+                    has_default.push(if family == 4 { 4 } else { 6 });
+                }
+                routes.extend(found);
+            }
+            interfaces.push(self.interface(asked, network, port, &own, routes)?);
+        }
+        self.add_annotated_routes(&mut interfaces)?;
+        Ok(Attachment {
+            key: self.key.clone(),
+            conf_name: self.request.config.name.clone(),
+            owner: self.owner.clone(),
+            netns: self.request.netns.clone().into(),
+            netns_inode: netns.inode(),
+            phase: Phase::Making,
+            boot_id: String::new(),
+            held: false,
+            offered: Vec::new(),
+            interfaces,
+            result: None,
+        })
+    }
+
+    fn interface(
+        &self,
+        asked: &Asked,
+        network: &Network,
+        port: &Port,
+        own: &[&Given],
+        routes: Vec<PodRoute>,
+    ) -> Result<AttachedInterface, CniError> {
+        let nodes: Vec<_> = self.snapshot.list::<NodeState>().collect();
+        let mtu = network_mtu(network, nodes.iter().map(AsRef::as_ref));
+        let wish = &asked.wish;
+        let device = match port {
+            Port::Tap { queues } => Device::Tap { queues: *queues },
+            Port::Memif(_) => Device::Memif,
+        };
+        if own.iter().any(|g| g.address.addr().is_ipv6()) && mtu < 1280 {
+            let message = "is too small for IPv6, which needs 1280; raise the uplink's or spec.mtu";
+            return Err(refused(Problem::error("spec.mtu", mtu, message)));
+        }
+        let mac = wish.mac.unwrap_or_else(|| Mac::for_interface(&self.owner.key(), &wish.name));
+        Ok(AttachedInterface {
+            network: network.metadata.name.clone(),
+            plan: InterfacePlan {
+                name: wish.name.clone(),
+                device,
+                mac: mac.0,
+                mtu,
+                addresses: own.iter().map(|g| g.address).collect(),
+                routes,
+            },
+            port: port.clone(),
+            gateways: own.iter().filter_map(|g| g.pool.gateway).collect(),
+            kernel_device: String::new(),
+        })
+    }
+
+    /// Routes of the annotation `ipam.spidernet.io/routes`, on the interface whose prefix holds the
+    /// next hop.
+    fn add_annotated_routes(&self, interfaces: &mut [AttachedInterface]) -> Result<(), CniError> {
+        let routes = multinet::pod::parse_routes(&self.asker.pod.annotations).map_err(refused)?;
+        for (dst, gw) in routes {
+            let holds =
+                |i: &&mut AttachedInterface| i.plan.addresses.iter().any(|a| a.contains(&gw));
+            // Where none holds it, the route is for another plugin's interface.
+            if let Some(interface) = interfaces.iter_mut().find(holds) {
+                interface.plan.routes.retain(|route| route.dst != dst);
+                interface.plan.routes.push(PodRoute { dst, gw: Some(gw) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Journal, devices, data plane, answer.
+    async fn attach(
+        &self,
+        mut attachment: Attachment,
+        netns: &Arc<Netns>,
+    ) -> Result<CniResult, CniError> {
+        let server = self.server;
+        server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
+        fault::reached("journaled");
+        let done = self.make_and_apply(&mut attachment, netns).await;
+        match done {
+            Ok(result) => Ok(result),
+            Err(error) => {
+                server.take_down(&attachment).await;
+                if let Err(e) = server.core.forget(&attachment.key) {
+                    tracing::error!("the journal cannot be written: {e}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_and_apply(
+        &self,
+        attachment: &mut Attachment,
+        netns: &Arc<Netns>,
+    ) -> Result<CniResult, CniError> {
+        let server = self.server;
+        let made = self.make(attachment, netns).await?;
+        fault::reached("made");
+        for (interface, made) in attachment.interfaces.iter_mut().zip(made) {
+            made.kernel_device.clone_into(&mut interface.kernel_device);
+            let id = attachment.key.interface_id(&interface.plan.name);
+            let descriptors = core::descriptors(interface.plan.device, made.descriptors);
+            server.dataplane.hold(&id, descriptors);
+        }
+        server.core.note_held(&attachment.key);
+        fault::reached("held");
+        for interface in &attachment.interfaces {
+            let id = attachment.key.interface_id(&interface.plan.name);
+            // The first brings all in force; the others only ask whether theirs was refused.
+            let applied = server.dataplane.sync(Some(&id), server.settings.apply_within).await;
+            applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
+        }
+        fault::reached("applied");
+        let result = result_of(attachment);
+        let current = server.core.attachment(&attachment.key);
+        attachment.boot_id = current.map(|a| a.boot_id).unwrap_or_default();
+        attachment.phase = Phase::Ready;
+        attachment.result = Some(result.clone());
+        server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
+        server.confirm_later(attachment);
+        fault::reached("confirmed");
+        Ok(result)
+    }
+
+    async fn make(
+        &self,
+        attachment: &Attachment,
+        netns: &Arc<Netns>,
+    ) -> Result<Vec<MadeInterface>, CniError> {
+        let plans: Vec<_> = attachment.interfaces.iter().map(|i| i.plan.clone()).collect();
+        let netns = netns.clone();
+        self.server
+            .blocking(move || netns.run(|| plans.iter().map(pod::make).collect()))
+            .await?
+            .map_err(|e| pod_failure(&e))
+    }
+
+    /// Gives back the addresses that this call took. A failure is left to the DEL that follows, or to
+    /// the next start.
+    async fn take_back(&self, given: &[Given]) {
+        let network_of = |g: &Given| {
+            let home = self.checked.pools.get(&g.pool.name).map(|(home, _)| home);
+            home.map(|home| home.domain().to_owned()).unwrap_or_default()
+        };
+        let fresh: Vec<(String, IpAddr)> =
+            given.iter().filter(|g| g.fresh).map(|g| (network_of(g), g.address.addr())).collect();
+        let store = self.server.core.catalog.directory();
+        if let Err(e) = addresses::give_back(store, &self.key.container_id, &fresh).await {
+            tracing::error!(sandbox = self.key.container_id, "addresses stay claimed for now: {e}");
+        }
+    }
+}
+
+fn is_named_default(wish: &Wish) -> bool {
+    wish.default_route.as_ref().is_some_and(|gateways| !gateways.is_empty())
+}
+
+/// The default route that the wish names for this address's family.
+fn named_default(wish: &Wish, given: &Given) -> Result<Option<PodRoute>, CniError> {
+    let family = Family::of(given.address.addr());
+    let gateways = wish.default_route.iter().flatten();
+    let Some(gw) = gateways.copied().find(|gw| Family::of(*gw) == family) else { return Ok(None) };
+    if given.address.contains(&gw) {
+        return Ok(Some(PodRoute { dst: default_prefix(gw), gw: Some(gw) }));
+    }
+    let message = format!("is not in {}, where the interface is", given.address.trunc());
+    Err(refused(Problem::error(format!("{}.default-route", wish.at), gw, message)))
+}
+
+/// Behind another plugin, its result comes first and ours after it.
+fn chain(previous: Option<CniResult>, ours: CniResult) -> CniResult {
+    let Some(mut result) = previous else { return ours };
+    let offset = result.interfaces.len();
+    result.interfaces.extend(ours.interfaces);
+    result.ips.extend(ours.ips.into_iter().map(|mut ip| {
+        ip.interface = ip.interface.map(|index| index + offset);
+        ip
+    }));
+    result.routes.extend(ours.routes);
+    result
+}

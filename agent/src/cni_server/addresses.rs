@@ -1,0 +1,262 @@
+//! Claiming, confirming and releasing the addresses of an attachment, in the catalog's store.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use cni::error::{CniError, code};
+use ipnet::IpNet;
+use multinet::ipam::{self, Candidate, ClaimError, Holder, Request};
+use multinet::pod::{self, Context, Selection};
+use multinet::range::Family;
+use multinet::rules::{Checked, Home, Pool, Problem};
+use multinet::store::{Store, StoreError};
+use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
+use multinet::types::meta::LabelSelector;
+use multinet::types::network::PoolLists;
+use multinet::types::node::NodeState;
+
+use super::ask::{Asked, Asker, refused};
+use crate::catalog::{Directory, Snapshot};
+
+/// An intent of this node without an attachment is a crash's remnant after this time, in which an
+/// ADD at work has come to its journal.
+const INTENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is needed to claim.
+#[derive(Debug)]
+pub(super) struct Claimer<'a> {
+    pub(super) store: &'a Directory,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) checked: &'a Checked,
+    pub(super) node: &'a str,
+    pub(super) asker: &'a Asker,
+    pub(super) owner: &'a Owner,
+    pub(super) container_id: &'a str,
+    /// Pools that the CNI configuration names, for the call's own interface.
+    pub(super) configured: PoolLists,
+}
+
+/// An address of an interface, with the pool's prefix length.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
+    pub(super) interface: String,
+    pub(super) address: IpNet,
+    pub(super) pool: Pool,
+    /// To be given back if the ADD fails.
+    pub(super) fresh: bool,
+    /// The interface gets no default route.
+    pub(super) clean_gateway: bool,
+}
+
+impl Claimer<'_> {
+    /// Claims the addresses of all interfaces in one Network: all or none.
+    pub(super) async fn claim(
+        &self,
+        network: &str,
+        asked: &[&Asked],
+    ) -> Result<Vec<Given>, CniError> {
+        let mut requests = Vec::new();
+        let mut clean = Vec::new();
+        for asked in asked {
+            let wish = &asked.wish;
+            let selection = self.select(network, asked)?;
+            for (family, candidates) in &selection.families {
+                let exact = wish.ips.iter().find(|ip| Family::of(**ip) == *family).copied();
+                requests.push(self.request(&wish.name, *family, candidates.clone(), exact));
+                clean.push(selection.clean_gateway);
+            }
+            let served =
+                |ip: &&IpAddr| selection.families.iter().any(|(f, _)| *f == Family::of(**ip));
+            if let Some(ip) = wish.ips.iter().find(|ip| !served(ip)) {
+                let message =
+                    format!("is in no pool of Network {network} that serves {}", wish.name);
+                return Err(refused(Problem::error(format!("{}.ips", wish.at), ip, message)));
+            }
+        }
+        let claims = ipam::claim(self.store, network, &requests, now_ms()).await;
+        let claims = claims.map_err(|error| match error {
+            ClaimError::Rejected(_) => CniError::new(code::NO_ADDRESS, error.to_string()),
+            _ => CniError::new(code::TRY_AGAIN_LATER, error.to_string()),
+        })?;
+        let given =
+            requests.iter().zip(claims).zip(clean).map(|((request, claim), clean_gateway)| {
+                let Some((_, pool)) = self.checked.pools.get(&claim.pool) else {
+                    let gone = format!("the pool {} of {} is gone", claim.pool, claim.address);
+                    return Err(CniError::new(code::TRY_AGAIN_LATER, gone));
+                };
+                let address = IpNet::new(claim.address, pool.subnet.prefix_len())
+                    .map_err(|e| CniError::new(code::INTERNAL, e.to_string()))?;
+                Ok(Given {
+                    interface: request.interface.clone(),
+                    address,
+                    pool: pool.clone(),
+                    fresh: claim.fresh,
+                    clean_gateway,
+                })
+            });
+        given.collect()
+    }
+
+    fn select(&self, network: &str, asked: &Asked) -> Result<Selection, CniError> {
+        let context = Context {
+            pod: &self.asker.pod,
+            namespace: self.asker.namespace.as_ref(),
+            node: self.node,
+            node_labels: &self.asker.node_labels,
+            interface: &asked.wish.name,
+            index: asked.index,
+            home: Home::Network(network.to_owned()),
+            configured: if asked.own { self.configured.clone() } else { PoolLists::default() },
+            attachment_definition: None,
+        };
+        pod::select(self.checked, &context)
+            .map_err(|problem| CniError::new(code::NO_ADDRESS, problem.to_string()))
+    }
+
+    fn request(
+        &self,
+        interface: &str,
+        family: Family,
+        candidates: Vec<Candidate>,
+        exact: Option<IpAddr>,
+    ) -> Request {
+        let nodes = self.snapshot.list::<NodeState>().count().max(1);
+        Request {
+            owner: self.owner.clone(),
+            interface: interface.to_owned(),
+            family,
+            sandbox_id: self.container_id.to_owned(),
+            node: self.node.to_owned(),
+            candidates,
+            exact,
+            sticky: self.asker.is_sticky(),
+            cluster_nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Gives back what an ADD that failed had claimed anew.
+pub(super) async fn give_back(
+    store: &Directory,
+    container_id: &str,
+    fresh: &[(String, IpAddr)],
+) -> Result<(), StoreError> {
+    let mut by_network: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
+    for (network, address) in fresh {
+        by_network.entry(network).or_default().push(*address);
+    }
+    for (network, addresses) in by_network {
+        ipam::modify(store, network, |view| {
+            let ours = view.entries(|e| {
+                e.state.is_held() && e.sandbox_id == container_id && addresses.contains(&e.address)
+            });
+            let entries: Vec<_> = ours.map(|(_, entry)| entry.clone()).collect();
+            for entry in entries {
+                ipam::plan_free_record(view, &entry, now_ms());
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Marks the addresses of an attachment as in use.
+pub(super) async fn confirm(
+    store: &Directory,
+    owner: &Owner,
+    sandbox_id: &str,
+    networks: &[String],
+) -> Result<(), StoreError> {
+    for network in networks {
+        let holder = Holder { owner: Some(owner), sandbox_id, interface: None };
+        ipam::modify(store, network, |view| {
+            ipam::plan_confirm(view, holder, now_ms());
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Gives back what a sandbox holds, in whatever Network; of one interface, or of those `interfaces`.
+pub(super) async fn release(
+    store: &Directory,
+    sandbox_id: &str,
+    interfaces: &[String],
+) -> Result<(), StoreError> {
+    if sandbox_id.is_empty() {
+        return Ok(()); // everything of nobody
+    }
+    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
+    let mut networks: Vec<_> = blocks
+        .iter()
+        .filter(|b| b.held().any(|e| e.sandbox_id == sandbox_id))
+        .map(|b| b.spec.network.clone())
+        .collect();
+    networks.sort_unstable();
+    networks.dedup();
+    for network in networks {
+        ipam::modify(store, &network, |view| {
+            for interface in interfaces {
+                let holder = Holder { owner: None, sandbox_id, interface: Some(interface) };
+                ipam::plan_release(view, holder, now_ms());
+            }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Names of the interfaces that a sandbox holds addresses for.
+pub(super) async fn names_of(
+    store: &Directory,
+    sandbox_id: &str,
+) -> Result<Vec<String>, StoreError> {
+    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
+    let held = blocks.iter().flat_map(AddressBlock::held);
+    let mut names: Vec<_> =
+        held.filter(|e| e.sandbox_id == sandbox_id).map(|e| e.interface.clone()).collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// Frees intents of this node that no attachment stands behind: an ADD died before its journal.
+pub(super) async fn free_remnants(
+    store: &Directory,
+    node: &str,
+    known: impl Fn(&str, &str) -> bool + Send + Sync,
+    all: bool,
+) -> Result<usize, StoreError> {
+    let patience_ms = if all { 0 } else { millis(INTENT_PATIENCE) };
+    let remnant = |e: &Entry| {
+        e.state == EntryState::Intent
+            && e.node == node
+            && matches!(e.owner, Some(Owner::Pod { .. }))
+            && (all || e.is_stale_intent(now_ms(), patience_ms))
+            && !known(&e.sandbox_id, &e.interface)
+    };
+    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
+    let mut freed = 0;
+    for block in blocks.iter().filter(|b| b.held().any(remnant)) {
+        let entries: Vec<_> = block.held().filter(|e| remnant(e)).cloned().collect();
+        freed += entries.len();
+        ipam::modify(store, &block.spec.network, |view| {
+            for entry in &entries {
+                ipam::plan_free_record(view, entry, now_ms());
+            }
+        })
+        .await?;
+    }
+    Ok(freed)
+}
+
+/// Unix time.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map(millis).unwrap_or_default()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

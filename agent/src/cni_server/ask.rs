@@ -1,0 +1,248 @@
+//! Which interfaces a call is about: the CNI configuration's own, and those of the pod's annotation.
+//! Pure.
+//!
+//! The annotation `bowline.dev/interfaces` is served on the call for `eth0`, and where Bowline is
+//! chained behind another plugin, whose configuration then names no Network.
+
+use cni::error::{CniError, code};
+use cni::netconf::InterfaceOptions;
+use cni::rpc::Request;
+use multinet::pod::{self, Wish};
+use multinet::rules::Problem;
+use multinet::types::core::{Namespace, Node, Pod};
+use multinet::types::meta::{Labels, ObjectMeta};
+use multinet::types::network::DEFAULT_NETWORK;
+
+use crate::catalog::Snapshot;
+
+/// The call on which the annotation is served.
+const MAIN_INTERFACE: &str = "eth0";
+/// Where a runtime describes the pod (containerd, CRI-O) if the configuration declares the capability.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    /// The pod: the catalog's object, else what the runtime says of it.
+    pub(super) pod: ObjectMeta,
+    /// Its namespace, where the catalog has it.
+    pub(super) namespace: Option<ObjectMeta>,
+    /// The labels by which a Network admits it.
+    pub(super) namespace_labels: Labels,
+    /// Labels of this node.
+    pub(super) node_labels: Labels,
+    /// What its claims are made for.
+    pub(super) uid: String,
+}
+
+impl Asker {
+    /// Looks the pod up.
+    pub(super) fn new(snapshot: &Snapshot, request: &Request, node: &str) -> Self {
+        let args = &request.pod;
+        let namespace_name = if args.namespace.is_empty() { "default" } else { &args.namespace };
+        let name = if args.name.is_empty() { &request.container_id } else { &args.name };
+        let known = snapshot.get::<Pod>(Some(namespace_name), name);
+        let mut pod = known.map(|p| p.metadata.clone()).unwrap_or_else(|| ObjectMeta {
+            annotations: described_annotations(request),
+            ..ObjectMeta::named(name)
+        });
+        pod.namespace = Some(namespace_name.to_owned());
+        let config_hash = pod.annotations.get("kubernetes.io/config.hash").cloned();
+        let given = [config_hash.as_ref(), Some(&args.uid), pod.uid.as_ref()];
+        let mut given = given.into_iter().flatten().filter(|uid| !uid.is_empty());
+        let uid = given.next().unwrap_or(&request.container_id).clone();
+        drop(given);
+        let namespace = snapshot.get::<Namespace>(None, namespace_name).map(|n| n.metadata.clone());
+        let mut labels = namespace.as_ref().map(|n| n.labels.clone()).unwrap_or_default();
+        // The API server puts this one on every namespace.
+        let own_name = "kubernetes.io/metadata.name".to_owned();
+        labels.entry(own_name).or_insert_with(|| namespace_name.to_owned());
+        let node = snapshot.get::<Node>(None, node);
+        let node_labels = node.map(|n| n.metadata.labels.clone()).unwrap_or_default();
+        Self { pod, namespace, namespace_labels: labels, node_labels, uid }
+    }
+
+    /// Namespace of the pod.
+    pub(super) fn namespace_name(&self) -> &str {
+        self.pod.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// StatefulSet pods keep their addresses over a new UID.
+    pub(super) fn is_sticky(&self) -> bool {
+        self.pod.owner_references.iter().any(|owner| owner.kind == "StatefulSet")
+    }
+}
+
+fn described_annotations(request: &Request) -> Labels {
+    let config = request.config.runtime_config.as_ref();
+    let described = config.and_then(|c| c.other.get(POD_ANNOTATIONS));
+    described.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
+}
+
+/// One interface that the call shall make.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// What is wished.
+    pub(super) wish: Wish,
+    /// Is it the one that the runtime named?
+    pub(super) own: bool,
+    /// Its place among the pod's interfaces, where that is known.
+    pub(super) index: Option<usize>,
+}
+
+/// The interfaces that the call shall make, its own first.
+pub(super) fn interfaces(request: &Request, asker: &Asker) -> Result<Vec<Asked>, CniError> {
+    let chained = request.prev_result.is_some() && request.config.network.is_empty();
+    let main = request.ifname == MAIN_INTERFACE;
+    let mut asked = Vec::new();
+    if !chained {
+        let wish = own_wish(request, asker)?;
+        asked.push(Asked { wish, own: true, index: main.then_some(0) });
+    }
+    if chained || main {
+        if let Some(text) = asker.pod.annotations.get(pod::INTERFACES) {
+            let taken = ["lo", request.ifname.as_str()];
+            let wishes = pod::parse_interfaces(text, &taken).map_err(refused)?;
+            let further = wishes.into_iter().enumerate();
+            asked.extend(further.map(|(place, wish)| Asked {
+                wish,
+                own: false,
+                index: Some(place + 1),
+            }));
+        }
+    }
+    Ok(asked)
+}
+
+/// The interface that the runtime named.
+fn own_wish(request: &Request, asker: &Asker) -> Result<Wish, CniError> {
+    let config = &request.config;
+    let network = if config.network.is_empty() { DEFAULT_NETWORK } else { &config.network };
+    let mut wish = wish_of(&request.ifname, network, config.interface.as_ref())?;
+    if let Some(text) = asker.pod.annotations.get(pod::NETWORKS) {
+        let selections = pod::parse_networks(text, asker.namespace_name()).map_err(refused)?;
+        if let Some(selection) = selections.into_iter().find(|s| s.interface == request.ifname) {
+            selection.check().map_err(refused)?;
+            wish.ips = selection.ips;
+            wish.mac = selection.mac;
+            wish.default_route = selection.default_route;
+        }
+    }
+    let runtime = config.runtime_config.clone().unwrap_or_default();
+    for (field, text) in runtime.ips.iter().map(|ip| ("runtimeConfig.ips", ip)) {
+        let host = text.split('/').next().unwrap_or_default();
+        match host.parse() {
+            Ok(address) if wish.ips.contains(&address) => {}
+            Ok(address) => wish.ips.push(address),
+            Err(_) => return Err(refused(Problem::error(field, text, "is not an address"))),
+        }
+    }
+    if let Some(text) = runtime.mac.filter(|mac| !mac.is_empty()) {
+        let parsed = text.parse();
+        let mac =
+            parsed.map_err(|e| refused(Problem::error("runtimeConfig.mac", &text, format!("{e}"))));
+        wish.mac = Some(mac?);
+    }
+    if !runtime.port_mappings.is_empty() {
+        let message = "host ports are not carried by this version; remove hostPort from the pod";
+        return Err(refused(Problem::error("runtimeConfig.portMappings", "", message)));
+    }
+    Ok(wish)
+}
+
+/// The configuration's options are the annotation's keys: one reader for both.
+fn wish_of(
+    name: &str,
+    network: &str,
+    options: Option<&InterfaceOptions>,
+) -> Result<Wish, CniError> {
+    const AT: &str = "the CNI configuration's interface";
+    let mut object = serde_json::to_value(options.cloned().unwrap_or_default())
+        .map_err(|e| CniError::new(code::INTERNAL, e.to_string()))?;
+    object["name"] = name.into();
+    object["network"] = network.into();
+    let text = serde_json::Value::from(vec![object]).to_string();
+    let wishes = pod::parse_interfaces(&text, &["lo"]).map_err(|mut problem| {
+        problem.field = problem.field.replace(&format!("{}[0]", pod::INTERFACES), AT);
+        refused(problem)
+    })?;
+    let wish = wishes.into_iter().next().unwrap_or_default();
+    Ok(Wish { at: AT.into(), ..wish })
+}
+
+/// What no later object can cure.
+#[expect(clippy::needless_pass_by_value, reason = "it serves as the argument of map_err")]
+pub(super) fn refused(problem: Problem) -> CniError {
+    CniError::new(code::REFUSED, problem.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use cni::netconf::{NetConf, RuntimeConfig};
+    use cni::rpc::{CallMode, Command, PodArgs};
+    use multinet::types::network::InterfaceType;
+
+    use super::*;
+
+    fn request(ifname: &str, network: &str) -> Request {
+        Request {
+            version: cni::rpc::VERSION,
+            command: Command::Add,
+            mode: CallMode::Interface,
+            container_id: "c1".into(),
+            netns: "/proc/self/ns/net".into(),
+            ifname: ifname.into(),
+            pod: PodArgs { namespace: "ns".into(), name: "p".into(), ..PodArgs::default() },
+            config: NetConf { network: network.into(), ..NetConf::default() },
+            prev_result: None,
+        }
+    }
+
+    fn described(request: &mut Request, annotation: &str) {
+        let annotations = serde_json::json!({ pod::INTERFACES: annotation });
+        let other = [(POD_ANNOTATIONS.to_owned(), annotations)].into();
+        request.config.runtime_config = Some(RuntimeConfig { other, ..RuntimeConfig::default() });
+    }
+
+    fn names(request: &Request) -> Vec<String> {
+        let asker = Asker::new(&Snapshot::default(), request, "n1");
+        let asked = interfaces(request, &asker).unwrap();
+        asked.iter().map(|a| format!("{}@{}", a.wish.network, a.wish.name)).collect()
+    }
+
+    #[test]
+    fn the_annotation_is_served_on_eth0_and_where_chained() {
+        let two = r#"[{"name":"eth1","network":"blue"},{"name":"memif1","network":"red"}]"#;
+        let mut eth0 = request("eth0", "green");
+        described(&mut eth0, two);
+        assert_eq!(names(&eth0), ["green@eth0", "blue@eth1", "red@memif1"]);
+        let net1 = Request { ifname: "net1".into(), ..eth0.clone() };
+        assert_eq!(names(&net1), ["green@net1"]);
+        let mut chained = request("eth0", "");
+        described(&mut chained, two);
+        chained.prev_result = Some(cni::result::CniResult::default());
+        assert_eq!(names(&chained), ["blue@eth1", "red@memif1"]);
+    }
+
+    #[test]
+    fn without_a_network_the_call_is_for_default() {
+        assert_eq!(names(&request("eth0", "")), ["default@eth0"]);
+    }
+
+    #[test]
+    fn the_configurations_options_are_read_like_the_annotations() {
+        let options = InterfaceOptions { rx_queues: Some(2), ..InterfaceOptions::default() };
+        let wish = wish_of("memif0", "blue", Some(&options)).unwrap();
+        assert_eq!((wish.kind, wish.rx_queues), (Some(InterfaceType::Memif), Some(2)));
+        let bad = InterfaceOptions { mode: Some("l7".into()), ..InterfaceOptions::default() };
+        let error = wish_of("memif0", "blue", Some(&bad)).unwrap_err();
+        assert!(error.msg.contains("the CNI configuration's interface.mode"), "{}", error.msg);
+    }
+
+    #[test]
+    fn a_pod_without_uid_is_known_by_its_sandbox() {
+        let asker = Asker::new(&Snapshot::default(), &request("eth0", ""), "n1");
+        assert_eq!(asker.uid, "c1");
+        assert_eq!(asker.namespace_labels["kubernetes.io/metadata.name"], "ns");
+    }
+}

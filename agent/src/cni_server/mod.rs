@@ -1,0 +1,27 @@
+//! The CNI server: ADD, DEL, CHECK, GC and STATUS for the plugin, over a unix socket.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `ask` | which interfaces a call is about; pure |
+//! | [`routes`] | which routes an interface brings; pure |
+//! | `add`, `remove`, `check` | the calls |
+//! | `result` | what is told the runtime; pure |
+//! | `server` | the socket, and who waits for whom |
+//! | `tombstone` | DELs that came while the agent was away |
+//!
+//! Invariants:
+//! - An ADD leaves everything in place or nothing; the same ADD again gives the same result.
+//! - Calls for one sandbox run one after the other.
+//! - A DEL succeeds. What it cannot finish is remembered and tried again.
+
+mod add;
+mod addresses;
+mod ask;
+mod check;
+mod remove;
+mod result;
+pub mod routes;
+mod server;
+mod tombstone;
+
+pub use server::{CniServer, Settings};

@@ -1,0 +1,118 @@
+//! Which routes an interface brings into its pod. Pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use multinet::range::Family;
+use multinet::rules::Pool;
+
+use crate::pod::PodRoute;
+
+/// Whether an interface gets the default route of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultRoute {
+    /// It is asked for by name, or the interface is the pod's first in this family.
+    Yes,
+    /// Another interface has it.
+    No,
+}
+
+/// The routes that the address of `pool` brings. `pools` are all pools of the Network.
+///
+/// The realm answers for every address of its prefixes, so that prefixes of other pools are reached
+/// through the gateway, or on the link where the pool has none.
+pub fn routes_of<'a>(
+    own: &[IpNet],
+    pool: &Pool,
+    pools: impl Iterator<Item = &'a Pool>,
+    default: DefaultRoute,
+) -> Vec<PodRoute> {
+    let mut routes = Vec::new();
+    for other in pools.filter(|p| p.family == pool.family) {
+        let covered = own.iter().any(|net| net.contains(&other.subnet.network()));
+        let known = routes.iter().any(|r: &PodRoute| r.dst == other.subnet);
+        if !covered && !known {
+            routes.push(PodRoute { dst: other.subnet, gw: pool.gateway });
+        }
+    }
+    for (dst, gw) in &pool.routes {
+        let behind_itself = own.iter().any(|net| net.addr() == *gw);
+        if !behind_itself && !routes.iter().any(|r| r.dst == *dst) {
+            routes.push(PodRoute { dst: *dst, gw: Some(*gw) });
+        }
+    }
+    if let (DefaultRoute::Yes, Some(gw)) = (default, pool.gateway) {
+        routes.push(PodRoute { dst: default_prefix(gw), gw: Some(gw) });
+    }
+    routes
+}
+
+/// `0.0.0.0/0` or `::/0`, by the family of `address`.
+pub fn default_prefix(address: IpAddr) -> IpNet {
+    match Family::of(address) {
+        Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use multinet::rules::Pool;
+    use multinet::types::pool::{IPPoolSpec, PoolRoute, SpiderIPPool};
+
+    use super::*;
+
+    fn pool(name: &str, subnet: &str, gateway: Option<&str>, routes: &[(&str, &str)]) -> Pool {
+        let spec = IPPoolSpec {
+            subnet: subnet.into(),
+            gateway: gateway.map(str::to_owned),
+            routes: routes
+                .iter()
+                .map(|(dst, gw)| PoolRoute { dst: (*dst).into(), gw: (*gw).into() })
+                .collect(),
+            ..IPPoolSpec::default()
+        };
+        let mut problems = Vec::new();
+        let pool = Pool::check(&SpiderIPPool::new(name, spec), &mut problems);
+        pool.unwrap_or_else(|| panic!("{problems:?}"))
+    }
+
+    fn text(routes: &[PodRoute]) -> Vec<String> {
+        let one = |r: &PodRoute| match r.gw {
+            Some(gw) => format!("{} via {gw}", r.dst),
+            None => format!("{}", r.dst),
+        };
+        routes.iter().map(one).collect()
+    }
+
+    #[test]
+    fn other_pools_pool_routes_and_the_default_route() {
+        let mine = pool(
+            "a",
+            "10.0.0.0/24",
+            Some("10.0.0.1"),
+            &[("192.168.0.0/16", "10.0.0.9"), ("172.16.0.0/12", "10.0.0.5")],
+        );
+        let other = pool("b", "10.0.1.0/24", None, &[]);
+        let v6 = pool("c", "fd00::/64", None, &[]);
+        let own = ["10.0.0.5/24".parse().unwrap()];
+        let all = [mine.clone(), other, v6];
+        let routes = routes_of(&own, &mine, all.iter(), DefaultRoute::Yes);
+        assert_eq!(
+            text(&routes),
+            ["10.0.1.0/24 via 10.0.0.1", "192.168.0.0/16 via 10.0.0.9", "0.0.0.0/0 via 10.0.0.1"],
+            "the route whose next hop is the pod itself is left out"
+        );
+        let routes = routes_of(&own, &mine, all.iter(), DefaultRoute::No);
+        assert!(!text(&routes).iter().any(|r| r.starts_with("0.0.0.0/0")));
+    }
+
+    #[test]
+    fn without_a_gateway_other_pools_are_on_the_link() {
+        let mine = pool("a", "10.0.0.0/24", None, &[]);
+        let other = pool("b", "10.0.1.0/24", None, &[]);
+        let own = ["10.0.0.5/24".parse().unwrap()];
+        let all = [mine.clone(), other];
+        assert_eq!(text(&routes_of(&own, &mine, all.iter(), DefaultRoute::Yes)), ["10.0.1.0/24"]);
+    }
+}

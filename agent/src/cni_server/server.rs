@@ -1,0 +1,340 @@
+//! The socket, and who waits for whom.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use cni::error::{CniError, code};
+use cni::result::CniResult;
+use cni::rpc::{CallMode, Command, MAX_BYTES, Outcome, Request, Response, VERSION};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{add, addresses, check, remove, tombstone};
+use crate::catalog::Snapshot;
+use crate::core::Core;
+use crate::dataplane::Dataplane;
+use crate::journal::{Attachment, AttachmentKey, Phase};
+use crate::metrics::{CallLabels, Metrics};
+use crate::pod::PodError;
+
+/// A plugin writes its request at once.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the server is told by the command line.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The plugin's state directory, which holds the tombstones.
+    pub tombstone_dir: PathBuf,
+    /// The data plane's socket, for CHECK.
+    pub dataplane_socket: PathBuf,
+    /// How long an ADD waits for the data plane.
+    pub apply_within: Duration,
+}
+
+type SandboxLocks = Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>;
+
+/// The server's shared state.
+#[derive(Debug)]
+pub struct CniServer {
+    pub(super) core: Arc<Core>,
+    pub(super) dataplane: Dataplane,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) settings: Settings,
+    sandboxes: SandboxLocks,
+    /// DELs of unknown attachments whose addresses could not be released.
+    forgotten: Mutex<Vec<AttachmentKey>>,
+}
+
+impl CniServer {
+    /// A server that does not listen yet.
+    pub fn new(
+        core: Arc<Core>,
+        dataplane: Dataplane,
+        metrics: Arc<Metrics>,
+        settings: Settings,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            core,
+            dataplane,
+            metrics,
+            settings,
+            sandboxes: Mutex::default(),
+            forgotten: Mutex::default(),
+        })
+    }
+
+    /// Finishes what was cut off, then listens and serves until the task is aborted.
+    pub async fn run(self: Arc<Self>) -> io::Result<()> {
+        remove::clean_up(&self).await;
+        tombstone::replay(&self).await;
+        let listener = listen(&self.settings.socket)?;
+        tokio::spawn(remove::keep_trying(self.clone()));
+        tracing::info!(socket = %self.settings.socket.display(), "serving the CNI plugin");
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(self.clone().answer(stream))),
+                Err(e) => {
+                    tracing::warn!("accepting a CNI call failed: {e}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(self: Arc<Self>, mut stream: UnixStream) {
+        let started = Instant::now();
+        let response = match read_request(&mut stream).await {
+            Ok(request) => {
+                let command = request.command;
+                let outcome = self.serve(&request).await;
+                self.note(command, &outcome, &request, started.elapsed());
+                Response::new(outcome.unwrap_or_else(Outcome::Error))
+            }
+            Err(error) => Response::from(error),
+        };
+        let text = serde_json::to_vec(&response).unwrap_or_default();
+        // A plugin that was killed meanwhile gets no answer; the runtime calls DEL for it.
+        let _ = stream.write_all(&text).await;
+        let _ = stream.shutdown().await;
+    }
+
+    fn note(
+        &self,
+        command: Command,
+        outcome: &Result<Outcome, CniError>,
+        request: &Request,
+        took: Duration,
+    ) {
+        let labels = CallLabels {
+            command: command.as_str(),
+            outcome: if outcome.is_ok() { "ok" } else { "error" },
+        };
+        self.metrics.calls.get_or_create(&labels).inc();
+        self.metrics.call_seconds.get_or_create(&labels).observe(took.as_secs_f64());
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let pod = format!("{}/{}", request.pod.namespace, request.pod.name);
+        let (sandbox, interface) = (&request.container_id, &request.ifname);
+        match outcome {
+            Ok(_) => tracing::info!(
+                command = command.as_str(),
+                pod,
+                sandbox,
+                interface,
+                took_us,
+                "served"
+            ),
+            Err(e) => tracing::warn!(
+                command = command.as_str(),
+                pod,
+                sandbox,
+                interface,
+                took_us,
+                code = e.code,
+                "{} {}",
+                e.msg,
+                e.details
+            ),
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, request: &Request) -> Result<Outcome, CniError> {
+        if request.version > VERSION {
+            return Err(CniError::new(
+                code::INCOMPATIBLE_VERSION,
+                format!(
+                    "the plugin speaks version {} of the agent's protocol, the agent {VERSION}; \
+                     upgrade the agent",
+                    request.version
+                ),
+            ));
+        }
+        if request.mode == CallMode::Ipam && !matches!(request.command, Command::Del | Command::Gc)
+        {
+            return Err(CniError::new(
+                code::UNSUPPORTED_FIELD,
+                "addresses for other plugins' interfaces (type bowline-ipam) are not served by this \
+                 version; use type bowline",
+            ));
+        }
+        match request.command {
+            Command::Add => {
+                tombstone::replay(self).await;
+                let key = key_of(request)?;
+                let _lock = self.lock(&key.container_id).await;
+                add::add(self, request, key).await.map(Outcome::Result)
+            }
+            Command::Del => {
+                let key = key_of(request)?;
+                let _lock = self.lock(&key.container_id).await;
+                remove::del(self, &key).await;
+                Ok(Outcome::Done)
+            }
+            Command::Check => {
+                let key = key_of(request)?;
+                let _lock = self.lock(&key.container_id).await;
+                check::check(self, request, &key).await.map(|()| Outcome::Done)
+            }
+            Command::Gc => remove::gc(self, request).await.map(|()| Outcome::Done),
+            Command::Status => check::status(self).await.map(|()| Outcome::Done),
+        }
+    }
+
+    /// Waits until no other call works on the sandbox.
+    pub(super) async fn lock(&self, container_id: &str) -> OwnedMutexGuard<()> {
+        let mutex = {
+            let mut sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+            sandboxes.retain(|_, weak| weak.strong_count() > 0);
+            let known = sandboxes.get(container_id).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let mutex = Arc::new(tokio::sync::Mutex::new(()));
+                sandboxes.insert(container_id.to_owned(), Arc::downgrade(&mutex));
+                mutex
+            })
+        };
+        mutex.lock_owned().await
+    }
+
+    /// The result of the same ADD, if it was served before; what an earlier one left half done is
+    /// taken back.
+    pub(super) async fn answered_before(
+        &self,
+        key: &AttachmentKey,
+        netns_inode: u64,
+    ) -> Result<Option<CniResult>, CniError> {
+        let Some(attachment) = self.core.attachment(key) else { return Ok(None) };
+        let same_pod = attachment.netns_inode == netns_inode;
+        if let (Phase::Ready, true, Some(result)) =
+            (attachment.phase, same_pod, attachment.result.clone())
+        {
+            let within = self.settings.apply_within;
+            let applied = self.dataplane.sync(None, within).await;
+            applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
+            return Ok(Some(result));
+        }
+        remove::del(self, key).await;
+        match self.core.attachment(key) {
+            None => Ok(None),
+            Some(_) => Err(CniError::new(
+                code::TRY_AGAIN_LATER,
+                format!(
+                    "what an earlier ADD of {key} left cannot be removed yet; see the agent's log"
+                ),
+            )),
+        }
+    }
+
+    /// Looks at the catalog's files now: the pod's may have been written a moment ago.
+    pub(super) async fn look(&self) -> Result<Arc<Snapshot>, CniError> {
+        let catalog = self.core.catalog.clone();
+        let looked = self.blocking(move || catalog.look_settled()).await?;
+        looked.map_err(|e| io_failure("read the catalog", &e))
+    }
+
+    /// Runs work that may block.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, CniError> {
+        tokio::task::spawn_blocking(work).await.map_err(|e| {
+            CniError::new(code::INTERNAL, format!("a thread of the agent failed: {e}"))
+        })
+    }
+
+    /// Marks the addresses as in use, in the background: the journal stands for them until then.
+    pub(super) fn confirm_later(&self, attachment: &Attachment) {
+        let store = self.core.catalog.directory().clone();
+        let (owner, key) = (attachment.owner.clone(), attachment.key.clone());
+        let mut networks: Vec<_> =
+            attachment.interfaces.iter().map(|i| i.network.clone()).collect();
+        networks.dedup();
+        tokio::spawn(async move {
+            if let Err(e) = addresses::confirm(&store, &owner, &key.container_id, &networks).await {
+                tracing::warn!(attachment = %key, "addresses stay intents for now: {e}");
+            }
+        });
+    }
+
+    pub(super) fn forget_later(&self, key: &AttachmentKey) {
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if !forgotten.contains(key) {
+            forgotten.push(key.clone());
+        }
+    }
+
+    pub(super) fn take_forgotten(&self) -> Vec<AttachmentKey> {
+        std::mem::take(&mut self.forgotten.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn key_of(request: &Request) -> Result<AttachmentKey, CniError> {
+    let key = AttachmentKey {
+        container_id: request.container_id.clone(),
+        ifname: request.ifname.clone(),
+    };
+    if key.is_valid() {
+        return Ok(key);
+    }
+    Err(CniError::new(
+        code::INVALID_ENVIRONMENT,
+        format!(
+            "CNI_CONTAINERID \"{}\" or CNI_IFNAME \"{}\" is not valid",
+            key.container_id, key.ifname
+        ),
+    ))
+}
+
+async fn read_request(stream: &mut UnixStream) -> Result<Request, CniError> {
+    let mut text = Vec::new();
+    let limit = MAX_BYTES as u64 + 1;
+    let mut limited = stream.take(limit);
+    let read = tokio::time::timeout(REQUEST_WITHIN, limited.read_to_end(&mut text)).await;
+    match read {
+        Ok(Ok(length)) if length <= MAX_BYTES => {}
+        Ok(Ok(_)) => {
+            let message = format!("the request is longer than {MAX_BYTES} bytes");
+            return Err(CniError::new(code::DECODING_FAILURE, message));
+        }
+        Ok(Err(e)) => return Err(io_failure("read the request", &e)),
+        Err(_) => return Err(CniError::new(code::IO_FAILURE, "the request did not come in time")),
+    }
+    serde_json::from_slice(&text).map_err(|e| {
+        CniError::new(code::DECODING_FAILURE, format!("the request cannot be decoded: {e}"))
+    })
+}
+
+/// Listens on a path that a dead agent may have left behind.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("another agent serves {}; stop it first", path.display()),
+        ));
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // Whoever may call attaches pods to any Network: root alone.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+pub(super) fn io_failure(doing: &str, error: &io::Error) -> CniError {
+    CniError::new(code::IO_FAILURE, format!("cannot {doing}: {error}"))
+}
+
+pub(super) fn pod_failure(error: &PodError) -> CniError {
+    let code = if error.is_not_found() { code::UNKNOWN_CONTAINER } else { code::IO_FAILURE };
+    CniError::new(code, error.to_string())
+}

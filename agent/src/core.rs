@@ -1,0 +1,239 @@
+//! What the agent knows of its node: the catalog in force, what is attached, and what the data plane
+//! shall do about it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use multinet::realm::{self, state::State};
+use multinet::rules::{self, Checked};
+use multinet::types::block::AddressBlock;
+use multinet::types::network::Network;
+use multinet::types::node::NodeState;
+use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+
+use crate::catalog::{Catalog, Snapshot};
+use crate::dataplane::{DescriptorKind, Descriptors, Node};
+use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
+use crate::pod::{self, Device, Netns};
+
+/// The agent's state of mind. Shared by all its tasks.
+#[derive(Debug)]
+pub struct Core {
+    /// This node's name.
+    pub node: String,
+    /// The catalog.
+    pub catalog: Arc<Catalog>,
+    /// Where attachments outlive the agent.
+    pub journal: Journal,
+    attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
+    checked: Mutex<Option<(Arc<Snapshot>, Arc<Checked>)>>,
+    /// Sentences about what had to be left out, as last logged.
+    notes: Mutex<Vec<String>>,
+}
+
+impl Core {
+    /// Reads the journal.
+    pub fn open(node: String, catalog: Arc<Catalog>, journal: Journal) -> std::io::Result<Self> {
+        let attachments = journal.load()?.into_iter().map(|a| (a.key.clone(), a)).collect();
+        Ok(Self {
+            node,
+            catalog,
+            journal,
+            attachments: Mutex::new(attachments),
+            checked: Mutex::default(),
+            notes: Mutex::default(),
+        })
+    }
+
+    /// Networks and pools of a snapshot, checked against each other; from memory where they are the
+    /// same as the last time.
+    pub fn checked(&self, snapshot: &Arc<Snapshot>) -> Arc<Checked> {
+        let mut cache = lock(&self.checked);
+        if let Some((known, checked)) = cache.as_ref()
+            && same_rules(known, snapshot)
+        {
+            return checked.clone();
+        }
+        fn by_name<R: multinet::types::meta::Resource>(of: &Snapshot) -> BTreeMap<String, R> {
+            of.list::<R>().map(|r| (r.meta().name.clone(), R::clone(&r))).collect()
+        }
+        let catalog = rules::Catalog {
+            networks: by_name::<Network>(snapshot),
+            pools: by_name::<SpiderIPPool>(snapshot),
+            reserved: by_name::<SpiderReservedIP>(snapshot),
+        };
+        let checked = Arc::new(Checked::new(&catalog));
+        for problem in &checked.problems {
+            if cache.as_ref().is_none_or(|(_, old)| !old.problems.contains(problem)) {
+                tracing::warn!("{problem}");
+            }
+        }
+        *cache = Some((snapshot.clone(), checked.clone()));
+        checked
+    }
+
+    /// The attachment of a sandbox and interface.
+    pub fn attachment(&self, key: &AttachmentKey) -> Option<Attachment> {
+        lock(&self.attachments).get(key).cloned()
+    }
+
+    /// All attachments.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        lock(&self.attachments).values().cloned().collect()
+    }
+
+    /// Remembers an attachment, on disk first.
+    pub fn put(&self, attachment: Attachment) -> std::io::Result<()> {
+        // The lock is held over the write, so that memory and journal change in the same order.
+        let mut attachments = lock(&self.attachments);
+        self.journal.put(&attachment)?;
+        attachments.insert(attachment.key.clone(), attachment);
+        Ok(())
+    }
+
+    /// An attachment's descriptors are at hand: from now on the data plane shall have it.
+    pub fn note_held(&self, key: &AttachmentKey) {
+        if let Some(attachment) = lock(&self.attachments).get_mut(key) {
+            attachment.held = true;
+        }
+    }
+
+    /// Forgets an attachment.
+    pub fn forget(&self, key: &AttachmentKey) -> std::io::Result<()> {
+        let mut attachments = lock(&self.attachments);
+        self.journal.remove(key)?;
+        attachments.remove(key);
+        Ok(())
+    }
+
+    /// Networks that this node has interfaces of.
+    pub fn networks_in_use(&self) -> Vec<String> {
+        let attachments = lock(&self.attachments);
+        let interfaces = attachments.values().flat_map(|a| &a.interfaces);
+        let mut names: Vec<String> = interfaces.map(|i| i.network.clone()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn find_interface<T>(&self, id: &str, look: impl FnOnce(&mut Attachment) -> T) -> Option<T> {
+        let mut attachments = lock(&self.attachments);
+        let (sandbox, name) = id.split_once('/')?;
+        let mut of_sandbox = attachments
+            .iter_mut()
+            .filter(|(key, a)| key.container_id == sandbox && a.names().iter().any(|n| n == name));
+        of_sandbox.next().map(|(_, attachment)| look(attachment))
+    }
+
+    fn log_notes(&self, notes: Vec<String>) {
+        let mut last = lock(&self.notes);
+        for note in notes.iter().filter(|n| !last.contains(n)) {
+            tracing::warn!("{note}");
+        }
+        *last = notes;
+    }
+}
+
+impl Node for Core {
+    fn desired(&self) -> State {
+        let snapshot = self.catalog.snapshot();
+        let checked = self.checked(&snapshot);
+        let nodes: BTreeMap<_, _> =
+            snapshot.list::<NodeState>().map(|n| (n.name().to_owned(), (*n).clone())).collect();
+        let attachments: Vec<_> = {
+            let attachments = lock(&self.attachments);
+            let can_be_told = |a: &&Attachment| match a.phase {
+                Phase::Making => a.held,
+                Phase::Ready => true,
+                Phase::Removing => false,
+            };
+            attachments.values().filter(can_be_told).flat_map(Attachment::realm).collect()
+        };
+        let in_use =
+            |block: &Arc<AddressBlock>| attachments.iter().any(|a| a.network == block.spec.network);
+        let blocks: Vec<_> =
+            snapshot.list::<AddressBlock>().filter(in_use).map(|b| (*b).clone()).collect();
+        let (state, notes) = realm::desired(&realm::Input {
+            node: &self.node,
+            checked: &checked,
+            nodes: &nodes,
+            blocks: &blocks,
+            attachments: &attachments,
+            vxlan_port: 0,
+        });
+        self.log_notes(notes);
+        state
+    }
+
+    fn offered_to(&self, interface_id: &str) -> Option<String> {
+        self.find_interface(interface_id, |a| a.boot_id.clone()).filter(|boot| !boot.is_empty())
+    }
+
+    fn note_offered(&self, interface_id: &str, boot_id: &str) {
+        let Some(attachment) = self.find_interface(interface_id, |a| {
+            let offered = &mut a.offered;
+            if !offered.iter().any(|id| id == interface_id) {
+                offered.push(interface_id.to_owned());
+            }
+            // The attachment counts as offered when the last of its interfaces is.
+            if offered.len() < a.interfaces.len() {
+                return None;
+            }
+            a.offered.clear();
+            a.boot_id = boot_id.to_owned();
+            (a.phase == Phase::Ready).then(|| a.clone())
+        }) else {
+            return;
+        };
+        // While an ADD is at work it writes the journal itself, at its end.
+        if let Some(Err(e)) = attachment.map(|a| self.journal.put(&a)) {
+            tracing::error!("the journal cannot be written: {e}");
+        }
+    }
+
+    fn reopen(&self, interface_id: &str) -> Result<Descriptors, String> {
+        let found = self.find_interface(interface_id, |a| {
+            let mut interfaces = a.interfaces.iter();
+            let interface = interfaces.find(|i| a.key.interface_id(&i.plan.name) == interface_id);
+            interface.map(|i| (i.plan.clone(), a.netns.clone(), a.netns_inode))
+        });
+        let Some((plan, path, inode)) = found.flatten() else {
+            return Err(format!("{interface_id} is not attached"));
+        };
+        let netns = same_netns(&path, inode)?;
+        let made = netns.run(|| pod::reopen(&plan)).map_err(|e| e.to_string())?;
+        Ok(descriptors(plan.device, made.descriptors))
+    }
+}
+
+/// The namespace at `path`, if it is still the one that it was.
+pub(crate) fn same_netns(path: &Path, inode: u64) -> Result<Netns, String> {
+    let netns = Netns::open(path).map_err(|e| e.to_string())?;
+    if netns.inode() == inode {
+        return Ok(netns);
+    }
+    Err(format!("{} is another namespace than the pod's; the pod is gone", path.display()))
+}
+
+/// A device's descriptors as the data plane takes them.
+pub(crate) fn descriptors(device: Device, fds: Vec<OwnedFd>) -> Descriptors {
+    let kind = match device {
+        Device::Tap { .. } => DescriptorKind::TapQueues,
+        Device::Memif => DescriptorKind::MemifListener,
+    };
+    Descriptors { kind, fds: Arc::new(fds) }
+}
+
+/// Are the objects that [`Checked`] follows from the same ones?
+fn same_rules(a: &Snapshot, b: &Snapshot) -> bool {
+    a.same_of_kind::<Network>(b)
+        && a.same_of_kind::<SpiderIPPool>(b)
+        && a.same_of_kind::<SpiderReservedIP>(b)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is replaced whole, so that a panicking holder leaves it valid.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,215 @@
+//! What this node has attached: one file for each CNI attachment, written before any device is made.
+//!
+//! The directory lies under /run: it shall not outlive the pods, and it works while the catalog's
+//! disk is full. An attachment that is not `Ready` was cut off by the agent's death and is taken back
+//! at the next start.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use cni::result::CniResult;
+use multinet::realm::{self, state};
+use multinet::types::block::Owner;
+use multinet::types::mac::Mac;
+use serde::{Deserialize, Serialize};
+
+use crate::pod::InterfacePlan;
+
+/// What a CNI call is about: the sandbox and the interface that the runtime named.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentKey {
+    /// The sandbox.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
+}
+
+impl AttachmentKey {
+    /// Names that can be part of a file name and of an interface id.
+    pub fn is_valid(&self) -> bool {
+        // The CNI specification's character set, section "Parameters".
+        let good = |text: &str| {
+            let mut bytes = text.bytes();
+            bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+                && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        };
+        let name = self.ifname.as_bytes();
+        good(&self.container_id)
+            && self.container_id.len() <= 200
+            && (1..=15).contains(&name.len())
+            && self.ifname != "."
+            && self.ifname != ".."
+            && !name.iter().any(|b| b.is_ascii_whitespace() || b"/:".contains(b) || *b == 0)
+    }
+
+    /// The id of an interface of this attachment in the data plane.
+    pub fn interface_id(&self, name: &str) -> String {
+        format!("{}/{name}", self.container_id)
+    }
+}
+
+impl std::fmt::Display for AttachmentKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.container_id, self.ifname)
+    }
+}
+
+/// How far an attachment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// An ADD is at work, or was when the agent died.
+    Making,
+    /// The ADD succeeded.
+    Ready,
+    /// A DEL is at work, or could not finish: it is tried again until it does.
+    Removing,
+}
+
+/// One interface of an attachment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachedInterface {
+    /// The Network.
+    pub network: String,
+    /// What is in the pod.
+    pub plan: InterfacePlan,
+    /// What the data plane makes of it.
+    pub port: state::Port,
+    /// The gateways of its addresses, for the result.
+    pub gateways: Vec<std::net::IpAddr>,
+    /// `tap`, or what stands beside a memif; empty until it is made.
+    #[serde(default)]
+    pub kernel_device: String,
+}
+
+/// One CNI attachment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// Sandbox and interface.
+    pub key: AttachmentKey,
+    /// Name of the CNI configuration, which GC goes by.
+    pub conf_name: String,
+    /// Who holds the addresses.
+    pub owner: Owner,
+    /// Path of the pod's namespace.
+    pub netns: PathBuf,
+    /// And its identity: paths are reused.
+    pub netns_inode: u64,
+    /// How far it is.
+    pub phase: Phase,
+    /// The start of the data plane that has the descriptors; empty = none.
+    #[serde(default)]
+    pub boot_id: String,
+    /// The descriptors are at hand, so that a data plane can be told. In memory: after a restart
+    /// whatever is `Ready` can be opened again.
+    #[serde(default, skip)]
+    pub held: bool,
+    /// Interfaces offered to another start than that, until all of them are.
+    #[serde(default, skip)]
+    pub offered: Vec<String>,
+    /// Its interfaces, that of the call first.
+    pub interfaces: Vec<AttachedInterface>,
+    /// What was answered.
+    #[serde(default)]
+    pub result: Option<CniResult>,
+}
+
+impl Attachment {
+    /// Its interfaces as the realm sees them.
+    pub fn realm(&self) -> Vec<realm::Attachment> {
+        let of = |interface: &AttachedInterface| realm::Attachment {
+            id: self.key.interface_id(&interface.plan.name),
+            network: interface.network.clone(),
+            name: interface.plan.name.clone(),
+            mac: Mac(interface.plan.mac),
+            addresses: interface.plan.addresses.iter().map(ipnet::IpNet::addr).collect(),
+            port: interface.port.clone(),
+            // The Network's: it follows when the Network's changes.
+            mtu: 0,
+            pod_namespace: self.pod().0.to_owned(),
+            pod_name: self.pod().1.to_owned(),
+            node_leg: false,
+        };
+        self.interfaces.iter().map(of).collect()
+    }
+
+    /// Namespace and name of the pod.
+    pub fn pod(&self) -> (&str, &str) {
+        match &self.owner {
+            Owner::Pod { namespace, name, .. } => (namespace, name),
+            Owner::Node { name } => ("", name),
+        }
+    }
+
+    /// Names of its interfaces.
+    pub fn names(&self) -> Vec<String> {
+        self.interfaces.iter().map(|i| i.plan.name.clone()).collect()
+    }
+}
+
+/// The directory of attachments.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    directory: PathBuf,
+}
+
+impl Journal {
+    /// Opens the journal below the agent's state directory.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let directory = state_dir.join("attachments");
+        fs::create_dir_all(&directory)?;
+        Ok(Self { directory })
+    }
+
+    /// Every attachment. A file that cannot be read is set aside under another name and reported.
+    pub fn load(&self) -> io::Result<Vec<Attachment>> {
+        let mut attachments = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => {}
+                Some("new") => {
+                    fs::remove_file(&path)?; // cut off before it was renamed
+                    continue;
+                }
+                _ => continue,
+            }
+            let text = fs::read(&path)?;
+            match serde_json::from_slice(&text) {
+                Ok(attachment) => attachments.push(attachment),
+                Err(e) => {
+                    tracing::error!("{} cannot be read ({e}); set aside", path.display());
+                    fs::rename(&path, path.with_extension("bad"))?;
+                }
+            }
+        }
+        Ok(attachments)
+    }
+
+    /// Writes an attachment: wholly, or not at all.
+    pub fn put(&self, attachment: &Attachment) -> io::Result<()> {
+        let path = self.path(&attachment.key);
+        let temporary = path.with_extension("new");
+        let text = serde_json::to_vec_pretty(attachment)?;
+        // No flush: the directory is in memory, and a rename is seen whole by who reads after us.
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(&text)?;
+        fs::rename(&temporary, &path)
+    }
+
+    /// Forgets an attachment. Absent is fine.
+    pub fn remove(&self, key: &AttachmentKey) -> io::Result<()> {
+        match fs::remove_file(self.path(key)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, key: &AttachmentKey) -> PathBuf {
+        // Neither part has a colon.
+        self.directory.join(format!("{}:{}.json", key.container_id, key.ifname))
+    }
+}

@@ -1,0 +1,273 @@
+//! ADD, DEL, CHECK and GC in real namespaces, against a stand-in for the data plane.
+
+mod common;
+
+use cni::error::code;
+use cni::rpc::Outcome;
+use common::dataplane::FakeDataplane;
+use common::{Agent, Netns, Pod, TWO_NETWORKS, eventually, held, write};
+
+struct Node {
+    agent: Agent,
+    dataplane: FakeDataplane,
+    _dir: tempfile::TempDir,
+}
+
+fn node() -> Node {
+    let dir = tempfile::tempdir().unwrap();
+    let mut agent = Agent::prepare(dir.path(), "n1", &dir.path().join("catalog"));
+    write(&agent.catalog, "networks.yaml", TWO_NETWORKS);
+    let dataplane = FakeDataplane::start(&agent.dataplane_socket(), [192, 0, 2, 1]);
+    agent.start(&[]);
+    Node { agent, dataplane, _dir: dir }
+}
+
+#[test]
+fn a_tap_and_a_memif_are_made_told_and_removed() {
+    let node = node();
+    let netns = Netns::new();
+    let mut pod = Pod::new("a", &netns, "blue", "eth0");
+    pod.annotation =
+        Some(r#"[{"name": "memif1", "network": "red", "rxQueues": 2, "txQueues": 2}]"#.to_owned());
+    let result = node.agent.add(&pod);
+
+    // The result.
+    let names: Vec<_> = result.interfaces.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "memif1"]);
+    assert_eq!(result.interfaces[1].socket_path, "@memif1");
+    assert_eq!(result.interfaces[0].mtu, Some(1450));
+    let ips: Vec<_> = result.ips.iter().map(|ip| (ip.address.as_str(), ip.interface)).collect();
+    assert_eq!(
+        ips,
+        [
+            ("10.7.0.2/24", Some(0)),
+            ("fd07::2/64", Some(0)),
+            ("10.7.0.2/24", Some(1)),
+            ("fd07::2/64", Some(1))
+        ]
+    );
+    assert_eq!(result.ips[0].gateway.as_deref(), Some("10.7.0.1"));
+    let routes: Vec<_> = result.routes.iter().map(|r| r.dst.as_str()).collect();
+    assert_eq!(routes, ["0.0.0.0/0", "::/0"]);
+
+    // The namespace.
+    let link = netns.ip(&["-d", "link", "show", "eth0"]);
+    assert!(link.contains("mtu 1450") && link.contains(&result.interfaces[0].mac), "{link}");
+    assert!(link.contains("LOWER_UP"), "the held queue gives carrier: {link}");
+    let addresses = netns.ip(&["address", "show", "eth0"]);
+    assert!(addresses.contains("10.7.0.2/24") && addresses.contains("fd07::2/64"), "{addresses}");
+    assert!(!addresses.contains("tentative"), "{addresses}");
+    assert!(netns.ip(&["route"]).contains("default via 10.7.0.1 dev eth0 proto 176"));
+    assert!(netns.ip(&["-6", "route"]).contains("default via fd07::1 dev eth0 proto 176"));
+    let companion = netns.ip(&["address", "show", "memif1"]);
+    assert!(companion.contains("10.7.0.2/32") && companion.contains("fd07::2/128"), "{companion}");
+    assert!(netns.ip(&["link", "show", "memif1"]).contains("alias bowline memif"));
+    assert!(!netns.ip(&["route"]).contains("memif1"));
+
+    // The data plane.
+    {
+        let told = node.dataplane.told.lock().unwrap();
+        assert_eq!(told.descriptors["sandbox-a/eth0"].len(), 1);
+        assert_eq!(told.descriptors["sandbox-a/memif1"].len(), 1);
+        let memif = &told.interfaces["sandbox-a/memif1"];
+        assert_eq!(memif.network, "red");
+        let Some(api::interface::Port::Memif(port)) = &memif.port else { panic!("{memif:?}") };
+        assert_eq!((port.rx_queues, port.tx_queues, port.require_sealed_memory), (2, 2, true));
+        assert_eq!(told.networks["blue"].vni, 56);
+        assert_eq!(told.networks["blue"].mtu, 1450);
+    }
+
+    // CHECK sees it, and sees what is missing.
+    assert_eq!(node.agent.check(&pod, &result), Outcome::Done);
+    netns.ip(&["address", "del", "10.7.0.2/24", "dev", "eth0"]);
+    let Outcome::Error(error) = node.agent.check(&pod, &result) else { panic!("a lost address") };
+    assert!(error.msg.contains("10.7.0.2"), "{}", error.msg);
+
+    // DEL leaves nothing, twice.
+    node.agent.del(&pod);
+    node.agent.del(&pod);
+    assert_eq!(netns.devices(), Vec::<String>::new());
+    assert_eq!(node.dataplane.interface_ids(), Vec::<String>::new());
+    assert_eq!(node.agent.held(), []);
+    assert_eq!(node.agent.journal(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn the_same_add_again_and_two_at_once_give_one_result() {
+    let node = node();
+    let netns = Netns::new();
+    let pod = Pod::new("a", &netns, "blue", "eth0");
+    let (first, second) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| node.agent.add(&pod));
+        let other = scope.spawn(|| node.agent.add(&pod));
+        (one.join().unwrap(), other.join().unwrap())
+    });
+    assert_eq!(first, second);
+    assert_eq!(node.agent.add(&pod), first);
+    assert_eq!(netns.devices(), ["eth0"]);
+    assert_eq!(node.agent.held().len(), 2, "one address of each family");
+    assert_eq!(node.dataplane.told.lock().unwrap().offers["sandbox-a/eth0"], 1);
+}
+
+#[test]
+fn what_fails_leaves_nothing() {
+    let node = node();
+    let netns = Netns::new();
+    // The data plane refuses one of two interfaces.
+    let sentence = "memif1 may not be";
+    let id = "sandbox-a/memif1".to_owned();
+    node.dataplane.told.lock().unwrap().refuse.insert(id, sentence.into());
+    let mut pod = Pod::new("a", &netns, "blue", "eth0");
+    pod.annotation = Some(r#"[{"name": "memif1", "network": "red"}]"#.into());
+    let error = node.agent.add_refused(&pod);
+    assert!(error.msg.contains(sentence), "{}", error.msg);
+    // A name that is taken.
+    netns.ip(&["link", "add", "eth9", "type", "bridge"]);
+    let taken = Pod::new("b", &netns, "blue", "eth9");
+    let error = node.agent.add_refused(&taken);
+    assert!(error.msg.contains("eth9") && error.msg.contains("bridge"), "{}", error.msg);
+    // A Network that is not there, and a cap.
+    let error = node.agent.add_refused(&Pod::new("c", &netns, "green", "eth0"));
+    assert!(error.code == code::REFUSED && error.msg.contains("green"), "{error:?}");
+    let mut greedy = Pod::new("d", &netns, "blue", "eth0");
+    greedy.annotation = Some(r#"[{"name": "memif1", "network": "red", "rxQueues": 64}]"#.into());
+    let error = node.agent.add_refused(&greedy);
+    assert!(error.msg.contains("rxQueues") && error.msg.contains("64"), "{}", error.msg);
+
+    assert_eq!(netns.devices(), ["eth9"]);
+    assert_eq!(node.agent.held(), []);
+    assert_eq!(node.dataplane.interface_ids(), Vec::<String>::new());
+    assert_eq!(node.agent.journal(), Vec::<std::path::PathBuf>::new());
+    // And the good ones are served still.
+    node.agent.add(&Pod::new("e", &netns, "blue", "eth0"));
+}
+
+#[test]
+fn gc_removes_what_the_runtime_does_not_know() {
+    let node = node();
+    let (one, two) = (Netns::new(), Netns::new());
+    let stays = Pod::new("a", &one, "blue", "eth0");
+    let goes = Pod::new("b", &two, "blue", "eth0");
+    node.agent.add(&stays);
+    node.agent.add(&goes);
+    node.agent.gc(&stays, &[&stays]);
+    assert_eq!(node.dataplane.interface_ids(), ["sandbox-a/eth0"]);
+    assert_eq!(two.devices(), Vec::<String>::new());
+    assert_eq!(node.agent.held().len(), 2);
+}
+
+#[test]
+fn an_older_sandbox_cannot_take_the_address_of_a_newer_one() {
+    let node = node();
+    let (old_netns, new_netns) = (Netns::new(), Netns::new());
+    let old = Pod::new("a", &old_netns, "blue", "eth0");
+    let new = Pod { container_id: "sandbox-a2".into(), netns: new_netns.path(), ..old.clone() };
+    let before = node.agent.add(&old);
+    let after = node.agent.add(&new);
+    assert_eq!(before.ips, after.ips, "the pod keeps its addresses");
+    node.agent.del(&old);
+    let mine = node.agent.held();
+    assert!(mine.iter().all(|(_, _, sandbox)| sandbox == "sandbox-a2"), "{mine:?}");
+    assert_eq!(mine.len(), 2);
+}
+
+#[test]
+fn the_data_plane_returns_and_has_everything_again() {
+    let mut node = node();
+    let netns = Netns::new();
+    let mut pod = Pod::new("a", &netns, "blue", "eth0");
+    pod.annotation = Some(r#"[{"name": "memif1", "network": "red"}]"#.into());
+    let result = node.agent.add(&pod);
+    let socket = node.agent.dataplane_socket();
+    drop(node.dataplane);
+    assert!(netns.ip(&["link", "show", "eth0"]).contains("LOWER_UP"), "the agent holds the queue");
+    let returned = std::time::Instant::now();
+    node.dataplane = FakeDataplane::start(&socket, [192, 0, 2, 1]);
+    eventually("the interfaces are back", || {
+        (node.dataplane.interface_ids() == ["sandbox-a/eth0", "sandbox-a/memif1"]).then_some(())
+    });
+    let took = returned.elapsed();
+    assert!(took.as_millis() < 1000, "back after {took:?}");
+    assert_eq!(node.agent.check(&pod, &result), Outcome::Done);
+}
+
+#[test]
+fn the_agent_returns_and_leaves_traffic_alone() {
+    let mut node = node();
+    let netns = Netns::new();
+    let mut pod = Pod::new("a", &netns, "blue", "eth0");
+    pod.annotation = Some(r#"[{"name": "memif1", "network": "red"}]"#.into());
+    let result = node.agent.add(&pod);
+    let before = carrier_changes(&netns);
+    node.agent.kill();
+    assert!(netns.ip(&["link", "show", "eth0"]).contains("LOWER_UP"), "the data plane has it");
+    node.agent.start(&[]);
+    assert_eq!(node.agent.add(&pod), result, "the journal knows the result");
+    assert_eq!(node.dataplane.told.lock().unwrap().offers["sandbox-a/eth0"], 1);
+    assert_eq!(carrier_changes(&netns), before);
+    // Now the data plane goes as well: the agent opens the devices again.
+    let socket = node.agent.dataplane_socket();
+    drop(node.dataplane);
+    node.dataplane = FakeDataplane::start(&socket, [192, 0, 2, 1]);
+    eventually("the interfaces are back", || {
+        (node.dataplane.interface_ids() == ["sandbox-a/eth0", "sandbox-a/memif1"]).then_some(())
+    });
+    node.agent.del(&pod);
+    assert_eq!(netns.devices(), Vec::<String>::new());
+    assert_eq!(held(&node.agent.catalog), []);
+}
+
+fn carrier_changes(netns: &Netns) -> String {
+    let args = ["netns", "exec", &netns.name, "cat", "/sys/class/net/eth0/carrier_changes"];
+    common::run("ip", &args)
+}
+
+#[test]
+fn dels_that_came_while_the_agent_was_away_are_served() {
+    let mut node = node();
+    let netns = Netns::new();
+    let pod = Pod::new("a", &netns, "blue", "eth0");
+    node.agent.add(&pod);
+    node.agent.kill();
+    let request = pod.request(cni::rpc::Command::Del);
+    cni::tombstone::write(&node.agent.dir.join("cni"), &request).unwrap();
+    node.agent.start(&[]);
+    eventually("the pod is gone", || node.dataplane.interface_ids().is_empty().then_some(()));
+    assert_eq!(netns.devices(), Vec::<String>::new());
+    assert_eq!(node.agent.held(), []);
+    assert!(cni::tombstone::read_all(&node.agent.dir.join("cni")).unwrap().is_empty());
+}
+
+#[test]
+fn killed_at_any_step_of_add_nothing_leaks_and_the_next_add_works() {
+    for step in agent::fault::ADD_STEPS {
+        let mut node = node();
+        let netns = Netns::new();
+        let mut pod = Pod::new("a", &netns, "blue", "eth0");
+        pod.annotation = Some(r#"[{"name": "memif1", "network": "red"}]"#.into());
+        node.agent.kill();
+        node.agent.start(&["--fault-step", step]);
+        let request = pod.request(cni::rpc::Command::Add);
+        let asked = cni::client::ask(&node.agent.cni_socket(), &request, common::DEADLINE);
+        assert!(asked.is_err(), "{step}: no answer can come from a dead agent");
+        node.agent.wait_for_death();
+        node.agent.start(&[]);
+        if step == "confirmed" {
+            // The ADD was complete: only its answer was lost.
+            assert_eq!(node.agent.add(&pod).interfaces.len(), 2);
+        } else {
+            eventually(&format!("{step}: nothing is left"), || {
+                let clean = node.agent.held().is_empty()
+                    && netns.devices().is_empty()
+                    && node.agent.journal().is_empty()
+                    && node.dataplane.interface_ids().is_empty();
+                clean.then_some(())
+            });
+        }
+        let result = node.agent.add(&pod);
+        assert_eq!(result.ips[0].address, "10.7.0.2/24", "{step}: the address is not lost");
+        node.agent.del(&pod);
+        assert_eq!(node.agent.held(), [], "{step}");
+        assert_eq!(netns.devices(), Vec::<String>::new(), "{step}");
+    }
+}

@@ -1,0 +1,188 @@
+//! Queues of a DPDK device. Frames are read in place; what is sent is copied once into buffers of
+//! the device's pool.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use dpdk::{Mbuf, Mempool, RxQueue, TxQueue};
+
+use super::{Burst, Health, Outgoing};
+use crate::copy::{self, CopyList, Seg};
+use crate::path::{Checksum, TxDropReason};
+use crate::table::IfaceId;
+
+const RX_PKTS: usize = 32;
+/// Frames of one burst and the pieces of a few super-frames.
+const TX_PKTS: usize = 256;
+/// Most buffers of one received frame.
+const RX_SEGS: usize = 16;
+/// Claims that other workers may hold before the table grows.
+const CLAIMS: usize = 1024;
+
+/// A queue that the device fills.
+#[derive(Debug)]
+pub struct EthRx {
+    queue: RxQueue,
+    /// Received, not yet in a burst.
+    pending: ArrayVec<Mbuf, RX_PKTS>,
+    /// Buffers in use, by claim.
+    held: Vec<Option<Mbuf>>,
+    free: Vec<u32>,
+}
+
+/// A queue that the device empties.
+#[derive(Debug)]
+pub struct EthTx {
+    queue: TxQueue,
+    pool: Arc<Mempool>,
+    pending: Box<ArrayVec<Mbuf, TX_PKTS>>,
+    max_frame_bytes: usize,
+}
+
+impl EthRx {
+    /// Receives from this queue.
+    pub fn new(queue: RxQueue) -> Self {
+        Self {
+            queue,
+            pending: ArrayVec::new(),
+            held: (0..CLAIMS).map(|_| None).collect(),
+            free: (0..CLAIMS as u32).rev().collect(),
+        }
+    }
+
+    /// The descriptor to wait on, where the driver has one.
+    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.wake_fd()
+    }
+
+    /// Claims up to `max_pkts` frames.
+    #[inline]
+    pub fn poll(&mut self, iface: IfaceId, burst: &mut Burst, max_pkts: usize) -> Health {
+        if self.pending.is_empty() && self.queue.burst(&mut self.pending) == 0 {
+            return Health::Good;
+        }
+        let mut left = max_pkts.min(self.pending.len());
+        while left > 0 && burst.room() > 0 {
+            let Some(mbuf) = self.pending.pop_at(0) else { break };
+            self.claim(iface, burst, mbuf);
+            left -= 1;
+        }
+        Health::Good
+    }
+
+    #[inline]
+    fn claim(&mut self, iface: IfaceId, burst: &mut Burst, mbuf: Mbuf) {
+        let claim = self.free.pop().unwrap_or_else(|| {
+            self.held.push(None);
+            self.held.len() as u32 - 1
+        });
+        let meta = if mbuf.segment_count() == 1 {
+            let data = mbuf.data();
+            burst.push(iface, claim, copy::owned_seg(data, 0, data.len()))
+        } else {
+            let mut pieces = [Seg::EMPTY; RX_SEGS];
+            let mut count = 0;
+            for (piece, data) in pieces.iter_mut().zip(mbuf.segments()) {
+                *piece = copy::owned_seg(data, 0, data.len());
+                count += 1;
+            }
+            burst.push_pieces(iface, claim, &pieces[..count])
+        };
+        if let Some(meta) = meta {
+            if mbuf.rx_checksum().l4 == dpdk::Checksum::Good {
+                meta.checksum = Checksum::Verified;
+            }
+            self.held[claim as usize] = Some(mbuf);
+        } else {
+            self.free.push(claim);
+        }
+    }
+
+    /// Gives a buffer back to its pool.
+    #[inline]
+    pub fn release(&mut self, claim: u32) {
+        if let Some(place) = self.held.get_mut(claim as usize) {
+            *place = None;
+            self.free.push(claim);
+        }
+    }
+
+    /// Switches the queue's interrupt on where it has one; whether frames are there already.
+    pub fn arm(&mut self) -> bool {
+        if self.queue.needs_arming() {
+            self.queue.arm();
+            // A frame may have come before the interrupt was on.
+            self.queue.burst(&mut self.pending);
+        }
+        !self.pending.is_empty()
+    }
+
+    /// Switches the queue's interrupt off.
+    pub fn disarm(&mut self) {
+        self.queue.disarm();
+    }
+}
+
+impl EthTx {
+    /// Sends on this queue, from buffers of `pool`, frames of at most `mtu` and an Ethernet header
+    /// with a VLAN tag.
+    pub fn new(queue: TxQueue, pool: Arc<Mempool>, mtu: u16) -> Self {
+        let buffer_bytes = usize::from(pool.data_bytes());
+        Self {
+            queue,
+            pool,
+            pending: Box::default(),
+            max_frame_bytes: buffer_bytes.min(usize::from(mtu) + 18),
+        }
+    }
+
+    /// Takes a buffer, writes the head and plans the body.
+    #[inline]
+    pub fn send(&mut self, out: &Outgoing<'_>, list: &mut CopyList) -> Result<u32, TxDropReason> {
+        let bytes = out.frame_bytes();
+        if bytes > self.max_frame_bytes {
+            return Err(TxDropReason::FrameTooBig);
+        }
+        if self.pending.is_full() {
+            // All claims are still held, so that the copies may run now.
+            list.run();
+            self.push_out();
+            if self.pending.is_full() {
+                return Err(TxDropReason::RingFull);
+            }
+        }
+        let mut mbuf = self.pool.alloc().ok_or(TxDropReason::NoBuffer)?;
+        let room = mbuf.append(bytes).ok_or(TxDropReason::FrameTooBig)?;
+        let mut to = copy::owned_seg_mut(room).write(out.head);
+        for part in out.body {
+            to = list.plan(*part, to).1;
+        }
+        self.pending.push(mbuf);
+        Ok(bytes as u32)
+    }
+
+    /// Hands the frames to the device. Those that it does not take now stay for the next flush.
+    #[inline]
+    pub fn flush(&mut self) -> Health {
+        self.push_out();
+        Health::Good
+    }
+
+    /// Whether frames wait for the device: flush again.
+    #[inline]
+    pub fn backlog(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn push_out(&mut self) {
+        // A driver may take fewer than it could per call; none means that its ring is full.
+        while !self.pending.is_empty() && self.queue.burst(&mut self.pending) > 0 {}
+    }
+
+    /// Frames that fit without a look at the device.
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.pending.remaining_capacity()
+    }
+}

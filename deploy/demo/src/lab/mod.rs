@@ -1,5 +1,0 @@
-//! Namespaces, devices and processes on this machine.
-
-pub mod netns;
-pub mod process;
-pub mod shell;

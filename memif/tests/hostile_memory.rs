@@ -1,0 +1,334 @@
+//! Attacks through the shared memory, against the server's queues: indexes, descriptors, chains,
+//! vanishing pages, eventfds.
+
+mod common;
+
+use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory};
+use common::{listener, offer, unique_name, wait_for};
+use memif::{
+    Answer, FaultMeter, MAX_RX_SEGS, Notifier, Offer, Reserved, RxBurst, RxQueue, TxQueue, TxSegs,
+    Violation,
+};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::time::{Duration, Instant};
+
+const LOG2: u8 = 6;
+const SLOTS: u16 = 1 << LOG2;
+
+/// A rogue client with one ring each way, and the server's queues.
+fn rogue(offer: Offer, sealable: bool) -> (Rogue, RxQueue, TxQueue) {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let file = memory(REGION_BYTES, sealable);
+    let answer = Answer::Accept(offer);
+    let (rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let (mut rx, mut tx) = connection.take_queues();
+    (rogue, rx.remove(0), tx.remove(0))
+}
+
+fn claim(rx: &mut RxQueue) -> Result<usize, Violation> {
+    let mut burst = RxBurst::new(64);
+    let result = rx.claim(64, &mut burst);
+    assert_eq!(burst.len(), result.unwrap_or(0), "nothing is handed out after a violation");
+    result
+}
+
+/// The S2M descriptor must be refused with this violation.
+fn receive_refused(descriptor: (u16, u16, u32, u32), expected: Violation) {
+    let (rogue, mut rx, tx) = rogue(offer(), true);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    rogue.set_descriptor(S2M_AT, 1, descriptor);
+    rogue.set_head(S2M_AT, 2);
+    assert_eq!(claim(&mut rx), Err(expected));
+    assert!(rx.poisoned() && tx.poisoned(), "every queue of the connection knows");
+}
+
+/// The M2S descriptor must be refused with this violation.
+fn send_refused(descriptor: (u16, u16, u32, u32), expected: Violation) {
+    let (rogue, rx, mut tx) = rogue(offer(), true);
+    rogue.set_descriptor(M2S_AT, 0, descriptor);
+    rogue.set_head(M2S_AT, 1);
+    assert_eq!(tx.send(&[0xAA; 60]), Err(expected));
+    assert!(rx.poisoned() && tx.poisoned());
+}
+
+#[test]
+fn receive_descriptors_outside_the_regions() {
+    let bounds = |offset, len_bytes| Violation::Bounds { slot: 1, region: 0, offset, len_bytes };
+    receive_refused((0, 200, 60, 0), Violation::Region { slot: 1, region: 200 });
+    receive_refused((0, 60000, 60, 0), Violation::Region { slot: 1, region: 60000 });
+    receive_refused((0, 1, 60, 0), Violation::Region { slot: 1, region: 1 });
+    receive_refused((0, 15, 60, 0), Violation::Region { slot: 1, region: 15 });
+    receive_refused((0, 16, 60, 0), Violation::Region { slot: 1, region: 16 });
+    receive_refused((0, 0, 60, 0xf000_0000), bounds(0xf000_0000, 60));
+    receive_refused((0, 0, 64, u32::MAX), bounds(u32::MAX, 64));
+    let last = REGION_BYTES as u32 - 60;
+    receive_refused((0, 0, 61, last), bounds(last, 61));
+    receive_refused((0, 0, u32::MAX, 1), bounds(1, u32::MAX));
+    let zero = Violation::Length { slot: 1, len_bytes: 0, min_bytes: 1 };
+    receive_refused((0, 0, 0, BUFFERS_AT), zero);
+    // The last byte of a region is still inside.
+    let (rogue, mut rx, _) = rogue(offer(), true);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, last));
+    rogue.set_head(S2M_AT, 1);
+    assert_eq!(claim(&mut rx), Ok(1));
+}
+
+#[test]
+fn send_descriptors_outside_the_regions() {
+    let bounds = |offset, len_bytes| Violation::Bounds { slot: 0, region: 0, offset, len_bytes };
+    send_refused((0, 250, 2048, 0), Violation::Region { slot: 0, region: 250 });
+    send_refused((0, 3, 2048, 0), Violation::Region { slot: 0, region: 3 });
+    send_refused((0, 0, 2048, 0xf000_0000), bounds(0xf000_0000, 2048));
+    let last = REGION_BYTES as u32 - 2047;
+    send_refused((0, 0, 2048, last), bounds(last, 2048));
+    send_refused((0, 0, u32::MAX, u32::MAX), bounds(u32::MAX, u32::MAX));
+    let short = |len_bytes| Violation::Length { slot: 0, len_bytes, min_bytes: 64 };
+    send_refused((0, 0, 63, BUFFERS_AT), short(63));
+    send_refused((0, 0, 0, BUFFERS_AT), short(0));
+}
+
+#[test]
+fn a_bad_buffer_in_a_chain_is_found_before_a_byte_is_written() {
+    let (rogue, _, mut tx) = rogue(offer(), true);
+    rogue.set_descriptor(M2S_AT, 0, (0, 0, 64, BUFFERS_AT));
+    rogue.set_descriptor(M2S_AT, 1, (0, 9, 64, BUFFERS_AT));
+    rogue.set_head(M2S_AT, 2);
+    assert_eq!(tx.send(&[0xAA; 100]), Err(Violation::Region { slot: 1, region: 9 }));
+    assert_eq!(rogue.get_u16(BUFFERS_AT), 0);
+}
+
+#[test]
+fn huge_lengths_are_dropped_frames() {
+    let (rogue, mut rx, _) = rogue(offer(), true);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 65000, BUFFERS_AT));
+    rogue.set_descriptor(S2M_AT, 1, (0, 0, 60, BUFFERS_AT));
+    rogue.set_head(S2M_AT, 2);
+    let mut burst = RxBurst::new(8);
+    assert_eq!(rx.claim(8, &mut burst), Ok(2));
+    assert!(burst.frames()[0].is_oversize() && !burst.frames()[1].is_oversize());
+    assert_eq!(rx.copy_to(&burst, &burst.frames()[0], &mut [0; 65536]), None);
+    rx.release(2);
+    assert_eq!(rogue.get_u16(S2M_AT + 64), 2, "both slots are given back");
+}
+
+#[test]
+fn impossible_indexes() {
+    let index = |peer, ours, held| Violation::Index { peer, ours, held, ring_slots: 64 };
+    let (r, mut rx, _) = rogue(offer(), true);
+    r.set_head(S2M_AT, 40000);
+    assert_eq!(claim(&mut rx), Err(index(40000, 0, 0)));
+    let (r, mut rx, _) = rogue(offer(), true);
+    r.set_head(S2M_AT, SLOTS + 1);
+    assert_eq!(claim(&mut rx), Err(index(65, 0, 0)));
+    let (r, mut rx, _) = rogue(offer(), true);
+    r.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    r.set_descriptor(S2M_AT, 1, (0, 0, 60, BUFFERS_AT));
+    r.set_head(S2M_AT, 2);
+    assert_eq!(claim(&mut rx), Ok(2));
+    r.set_head(S2M_AT, 1);
+    assert_eq!(claim(&mut rx), Err(index(1, 0, 2)), "backwards behind what is claimed");
+    let (r, _, mut tx) = rogue(offer(), true);
+    r.set_head(M2S_AT, 30000);
+    assert_eq!(tx.free(), Err(index(30000, 0, 0)));
+    assert_eq!(tx.reserve(60, &mut TxSegs::new()), Err(index(30000, 0, 0)));
+    let (r, _, mut tx) = rogue(offer(), true);
+    for slot in 0..2 {
+        r.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT));
+    }
+    r.set_head(M2S_AT, 2);
+    assert!(tx.send(&[0; 60]).unwrap() && tx.send(&[0; 60]).unwrap());
+    r.set_head(M2S_AT, 0);
+    assert_eq!(tx.free(), Err(index(0, 0, 2)));
+}
+
+#[test]
+fn our_own_index_is_never_read_back() {
+    let (rogue, mut rx, mut tx) = rogue(offer(), true);
+    for slot in 0..4 {
+        rogue.set_descriptor(S2M_AT, slot, (0, 0, 60, BUFFERS_AT));
+        rogue.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT + 4096));
+    }
+    rogue.set_head(S2M_AT, 4);
+    rogue.set_head(M2S_AT, 4);
+    rogue.set_u16(S2M_AT + 64, 0x7777);
+    rogue.set_u16(M2S_AT + 64, 0x7777);
+    assert_eq!(claim(&mut rx), Ok(4));
+    rx.release(4);
+    assert_eq!(rogue.get_u16(S2M_AT + 64), 4);
+    assert!(tx.send(&[1; 60]).unwrap());
+    tx.publish();
+    assert_eq!(rogue.get_u16(M2S_AT + 64), 1);
+    // The rest of the header may hold anything as well.
+    rogue.set_u16(S2M_AT, 0xdead);
+    rogue.set_u16(S2M_AT + 4, 0xffff);
+    rogue.set_head(S2M_AT, 5);
+    rogue.set_descriptor(S2M_AT, 4, (0xfffe, 0, 60, BUFFERS_AT));
+    assert_eq!(claim(&mut rx), Ok(1), "unknown descriptor flags mean nothing");
+}
+
+#[test]
+fn chains_end() {
+    let chain = |rogue: &Rogue, slots: u32| {
+        for slot in 0..slots {
+            rogue.set_descriptor(S2M_AT, slot, (1, 0, 64, BUFFERS_AT));
+        }
+        rogue.set_head(S2M_AT, slots as u16);
+    };
+    // A ring that is one chain.
+    let (r, mut rx, _) = rogue(offer(), true);
+    chain(&r, u32::from(SLOTS));
+    let endless = |slots| Err(Violation::EndlessChain { slot: 0, slots });
+    assert_eq!(claim(&mut rx), endless(SLOTS));
+    // Longer than any frame and still not ended: looking again would only cost time.
+    let (r, mut rx, _) = rogue(offer(), true);
+    chain(&r, MAX_RX_SEGS as u32 + 1);
+    assert_eq!(claim(&mut rx), endless(MAX_RX_SEGS as u16 + 1));
+    // The same length with an end is a frame, but oversize.
+    let (r, mut rx, _) = rogue(offer(), true);
+    chain(&r, MAX_RX_SEGS as u32 + 1);
+    r.set_descriptor(S2M_AT, MAX_RX_SEGS as u32, (0, 0, 64, BUFFERS_AT));
+    let mut burst = RxBurst::new(8);
+    assert_eq!(rx.claim(8, &mut burst), Ok(1));
+    let frame = burst.frames()[0];
+    assert_eq!((frame.is_oversize(), frame.n_slots), (true, MAX_RX_SEGS as u16 + 1));
+    // Sixteen are fine.
+    let (r, mut rx, _) = rogue(offer(), true);
+    chain(&r, MAX_RX_SEGS as u32);
+    r.set_descriptor(S2M_AT, MAX_RX_SEGS as u32 - 1, (0, 0, 64, BUFFERS_AT));
+    assert_eq!(rx.claim(8, &mut burst), Ok(1));
+    assert_eq!(burst.segs_of(&burst.frames()[1]).len(), MAX_RX_SEGS);
+}
+
+#[test]
+fn an_unfinished_chain_waits_but_not_for_ever() {
+    let (rogue, mut rx, _) = rogue(offer(), true);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    rogue.set_descriptor(S2M_AT, 1, (1, 0, 60, BUFFERS_AT));
+    rogue.set_head(S2M_AT, 2);
+    let start = Instant::now();
+    assert_eq!(claim(&mut rx), Ok(1), "the frame before it is delivered");
+    assert_eq!(claim(&mut rx), Ok(0));
+    assert_eq!(rx.set_polling(false), Ok(false), "half a frame is no reason to stay awake");
+    assert_eq!(rx.check_stall(start), Ok(()));
+    assert_eq!(rx.check_stall(start + Duration::from_millis(900)), Ok(()));
+    // Its end comes, and another one begins.
+    rogue.set_descriptor(S2M_AT, 2, (0, 0, 60, BUFFERS_AT));
+    rogue.set_descriptor(S2M_AT, 3, (1, 0, 60, BUFFERS_AT));
+    rogue.set_head(S2M_AT, 4);
+    assert_eq!(claim(&mut rx), Ok(1));
+    assert_eq!(rx.check_stall(start + Duration::from_secs(2)), Ok(()));
+    let late = rx.check_stall(start + Duration::from_secs(4));
+    assert_eq!(late, Err(Violation::EndlessChain { slot: 3, slots: 1 }));
+    assert!(rx.poisoned());
+}
+
+#[test]
+fn truncated_memory_is_contained() {
+    memif::sigbus::install().unwrap();
+    let offer = Offer { require_sealed: false, ..offer() };
+    let (rogue, mut rx, mut tx) = rogue(offer, false);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 1500, BUFFERS_AT));
+    rogue.set_head(S2M_AT, 1);
+    let mut burst = RxBurst::new(8);
+    assert_eq!(rx.claim(8, &mut burst), Ok(1));
+    rogue.file.set_len(0).unwrap();
+    assert!(!rx.poisoned());
+    let mut buffer = [0xAA; 2048];
+    let frame = burst.frames()[0];
+    assert_eq!(rx.copy_to(&burst, &frame, &mut buffer), Some(1500), "of zeros");
+    assert!(buffer[..1500].iter().all(|&b| b == 0));
+    assert!(rx.poisoned() && tx.poisoned());
+    // The rings' own pages are gone as well; using them is harmless.
+    rx.release(1);
+    assert_eq!(rx.claim(8, &mut burst).unwrap_or(0), 0);
+    assert!(!tx.send(&[0; 60]).unwrap_or(false));
+    tx.publish();
+}
+
+#[test]
+fn sealed_memory_cannot_be_truncated() {
+    let (rogue, rx, _tx) = rogue(offer(), true);
+    let refused = rogue.file.set_len(0).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "we sealed it ourselves");
+    assert!(!rx.poisoned());
+}
+
+#[test]
+fn punching_holes_in_a_loop_is_noticed() {
+    let (rogue, mut rx, tx) = rogue(offer(), true);
+    let mut meter = FaultMeter::new();
+    let mut burst = RxBurst::new(64);
+    let mut buffer = [0; 64];
+    let mut now = Instant::now();
+    for round in 0u16.. {
+        assert!(round < 1000, "not noticed");
+        for slot in 0..64u32 {
+            let offset = BUFFERS_AT + slot * 4096;
+            rogue.set_descriptor(S2M_AT, slot, (0, 0, 64, offset));
+        }
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&rogue.file, hole, i64::from(BUFFERS_AT), 64 * 4096).unwrap();
+        rogue.set_head(S2M_AT, round.wrapping_add(1).wrapping_mul(64));
+        meter.since_last();
+        burst.clear();
+        assert_eq!(rx.claim(64, &mut burst), Ok(64));
+        for frame in burst.frames() {
+            assert_eq!(rx.copy_to(&burst, frame, &mut buffer), Some(64));
+        }
+        rx.release(64);
+        now += Duration::from_millis(1);
+        rx.charge_faults(meter.since_last(), now);
+        if rx.poisoned() {
+            break;
+        }
+    }
+    assert!(tx.poisoned());
+}
+
+#[test]
+fn a_rewritten_descriptor_changes_nothing_after_its_claim() {
+    let (rogue, mut rx, mut tx) = rogue(offer(), true);
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    rogue.set_descriptor(M2S_AT, 0, (0, 0, 2048, BUFFERS_AT + 4096));
+    rogue.set_head(S2M_AT, 1);
+    rogue.set_head(M2S_AT, 1);
+    let (mut burst, mut out) = (RxBurst::new(8), TxSegs::new());
+    assert_eq!(rx.claim(8, &mut burst), Ok(1));
+    assert_eq!(tx.reserve(60, &mut out), Ok(Reserved::Slots(1)));
+    let before = (burst.segs()[0], out.as_slice()[0]);
+    for at in [S2M_AT, M2S_AT] {
+        rogue.set_descriptor(at, 0, (1, 77, u32::MAX, u32::MAX));
+    }
+    assert_eq!((burst.segs()[0], out.as_slice()[0]), before);
+    let frame = burst.frames()[0];
+    assert_eq!(rx.copy_to(&burst, &frame, &mut [0; 64]), Some(60));
+    rx.release(1);
+    tx.publish();
+}
+
+#[test]
+fn a_blocking_full_eventfd_does_not_stop_a_worker() {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use std::os::fd::AsRawFd;
+    let (rogue, rx, mut tx) = rogue(offer(), true);
+    // The file behind the descriptor is shared with the peer, which can do this at any time.
+    let path = format!("/proc/self/fd/{}", tx.eventfd().as_raw_fd());
+    assert!(std::fs::read_link(path).unwrap().to_string_lossy().contains("eventfd"));
+    for eventfd in [tx.eventfd(), rx.eventfd()] {
+        fcntl(eventfd, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        nix::unistd::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    }
+    for slot in 0..64 {
+        rogue.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT));
+    }
+    rogue.set_head(M2S_AT, 64);
+    let mut notifier = Notifier::new().unwrap();
+    let start = Instant::now();
+    for _ in 0..64 {
+        assert!(tx.needs_wakeup() && tx.send(&[0; 60]).unwrap());
+        tx.flush(&mut notifier).unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(1));
+    wait_for("the frames", || (rogue.get_u16(M2S_AT + 64) == 64).then_some(()));
+}

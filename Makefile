@@ -1,0 +1,51 @@
+# Everything a person types. Each target installs the Debian packages it needs (deploy/deps.sh).
+SHELL := /bin/bash
+DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
+# The uplink of `make demo`: net_af_packet or net_af_xdp (DPDK's drivers), or packet (our own).
+UPLINK ?= net_af_packet
+KEEP   ?=
+
+.PHONY: help deps build test test-code demo demo-clean bench fmt clippy clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+deps: ## Install what building, testing and the demo need
+	@$(DEPS) build test demo
+
+build: ## Build all programs, optimised, into target/release
+	@$(DEPS) build
+	cargo build --release --workspace
+
+test: test-code build ## Format, lints, all tests, then the demo over both kinds of uplink
+	$(MAKE) demo UPLINK=$(UPLINK)
+	$(MAKE) demo UPLINK=packet
+
+test-code: ## Format, lints and all tests
+	@$(DEPS) build test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test --workspace
+
+demo: build ## Two nodes, overlapping networks, proof of isolation (UPLINK=packet, KEEP=1)
+	@$(DEPS) demo
+	target/release/bowline-demo run --uplink $(UPLINK) $(if $(KEEP),--keep)
+
+demo-clean: ## Remove all that a demo left behind
+	@if [ -x target/release/bowline-demo ]; then target/release/bowline-demo clean; \
+	else echo "bowline: no demo was built here, nothing to remove"; fi
+
+bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
+	@$(DEPS) bench
+	target/release/bowline-bench
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clippy: ## Lints, as errors
+	@$(DEPS) build
+	cargo clippy --workspace --all-targets -- -D warnings
+
+clean: demo-clean ## Remove build products
+	cargo clean

@@ -1,0 +1,188 @@
+//! A port with a host and a tracker on it.
+
+use crate::host::Host;
+use crate::now_ns;
+use crate::packet;
+use crate::port::{Port, PortConfig};
+use crate::track::Tracker;
+use anyhow::{Context, bail};
+use memif::RxBurst;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+use wire::Mac;
+
+const BURST_FRAMES: usize = 64;
+const FRAME_MAX_BYTES: usize = 65_536;
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// One end of the traffic. All is done by [`poll`](Self::poll), on the caller's thread.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The connection.
+    pub port: Port,
+    /// Who it is.
+    pub host: Host,
+    /// What came in.
+    pub tracker: Tracker,
+    burst: RxBurst,
+    buffer: Box<[u8]>,
+    others: u64,
+    replies_lost: u64,
+}
+
+impl Endpoint {
+    /// Connects; waits for the peer up to `patience`.
+    ///
+    /// # Errors
+    /// The namespace or the socket cannot be reached in time.
+    pub fn open(
+        config: &PortConfig,
+        host: Host,
+        latency_every: u32,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
+        let port = Port::open(config, patience)?;
+        Ok(Self::new(port, host, latency_every))
+    }
+
+    /// On an open port.
+    #[must_use]
+    pub fn new(port: Port, host: Host, latency_every: u32) -> Self {
+        Self {
+            port,
+            host,
+            tracker: Tracker::new(latency_every),
+            burst: RxBurst::new(BURST_FRAMES),
+            buffer: vec![0; FRAME_MAX_BYTES].into_boxed_slice(),
+            others: 0,
+            replies_lost: 0,
+        }
+    }
+
+    /// Frames that were no generator's.
+    #[must_use]
+    pub fn others(&self) -> u64 {
+        self.others
+    }
+
+    /// Takes one burst from each queue, tracks and answers; the number of frames taken.
+    ///
+    /// # Errors
+    /// The peer broke memif's rules, or the connection cannot be made again.
+    #[inline]
+    pub fn poll(&mut self) -> anyhow::Result<usize> {
+        let mut taken = 0;
+        for index in 0..self.port.rx_queues() {
+            match self.poll_queue(index) {
+                Ok(frames) => taken += frames,
+                Err(violation) => {
+                    let socket = self.port.name();
+                    return Err(violation).with_context(|| format!("receiving from {socket}"));
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    #[inline]
+    fn poll_queue(&mut self, index: usize) -> Result<usize, memif::Violation> {
+        let Some(queue) = self.port.rx(index) else { return Ok(0) };
+        self.burst.clear();
+        let frames = queue.claim(BURST_FRAMES, &mut self.burst)?;
+        if frames == 0 {
+            return Ok(0);
+        }
+        let now = now_ns();
+        let mut slots = 0u16;
+        for n in 0..frames {
+            let frame = self.burst.frames()[n];
+            slots = slots.wrapping_add(frame.n_slots);
+            let Some(queue) = self.port.rx(index) else { break };
+            let Some(bytes) = queue.copy_to(&self.burst, &frame, &mut self.buffer) else {
+                self.others += 1;
+                continue;
+            };
+            let seen = packet::read(&self.buffer[..bytes], self.host.l3());
+            if !self.tracker.take(seen, bytes, now) {
+                self.answer(bytes)?;
+            }
+        }
+        if let Some(queue) = self.port.rx(index) {
+            queue.release(slots);
+        }
+        Ok(frames)
+    }
+
+    #[cold]
+    fn answer(&mut self, bytes: usize) -> Result<(), memif::Violation> {
+        self.others += 1;
+        if let Some(reply) = self.host.handle(&self.buffer[..bytes])
+            && !self.port.send_now(reply)?
+        {
+            self.replies_lost += 1;
+        }
+        Ok(())
+    }
+
+    /// Finds out the MAC of the next hop towards `dst`, polling meanwhile.
+    ///
+    /// # Errors
+    /// Nobody answers in time, or the host has no address of that family.
+    pub fn resolve(&mut self, dst: IpAddr, patience: Duration) -> anyhow::Result<Option<Mac>> {
+        if self.host.mac().is_none() {
+            return Ok(None);
+        }
+        if self.host.address_for(dst).is_none() {
+            bail!("no address of {dst}'s family: give one with --ip");
+        }
+        let deadline = Instant::now() + patience;
+        let mut ask_at = Instant::now();
+        loop {
+            if let Some(mac) = self.host.resolved(dst) {
+                return Ok(Some(mac));
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                bail!("nobody answered for the next hop towards {dst} within {patience:?}");
+            }
+            if now >= ask_at {
+                ask_at = now + ASK_AGAIN;
+                if let Some(question) = self.host.solicit(dst) {
+                    self.port.send_now(question)?;
+                }
+            }
+            self.poll_or_nap()?;
+        }
+    }
+
+    /// Sends one echo request; false when it could not be sent now (unresolved, ring full, away).
+    ///
+    /// # Errors
+    /// The peer broke memif's rules.
+    pub fn send_echo(
+        &mut self,
+        dst: IpAddr,
+        id: u16,
+        seq: u16,
+        payload_bytes: usize,
+    ) -> anyhow::Result<bool> {
+        match self.host.echo_request(dst, id, seq, payload_bytes) {
+            Some(frame) => Ok(self.port.send_now(frame)?),
+            None => Ok(false),
+        }
+    }
+
+    /// One poll; where there is nothing, a nap of a tenth of a millisecond and a look at the
+    /// connection.
+    ///
+    /// # Errors
+    /// As for [`poll`](Self::poll).
+    pub fn poll_or_nap(&mut self) -> anyhow::Result<usize> {
+        let frames = self.poll()?;
+        if frames == 0 {
+            self.port.check()?;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(frames)
+    }
+}

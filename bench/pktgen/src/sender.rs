@@ -1,0 +1,174 @@
+//! Flows, sizes and rate of what is sent.
+
+use crate::packet::{Mark, Stream, Template};
+use memif::{TxQueue, Violation};
+use serde::Serialize;
+
+/// What to send.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    /// What all frames have in common.
+    pub stream: Stream,
+    /// Frame sizes, used in turn.
+    pub sizes: Vec<usize>,
+    /// Flows; each has its own source port.
+    pub flows: u16,
+    /// Destination addresses, counted up from the stream's; flow n goes to address n modulo this.
+    pub dst_count: u16,
+    /// Transmit queues to spread the flows over.
+    pub queues: usize,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Sent {
+    /// Frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Times that a ring was full.
+    pub ring_full: u64,
+}
+
+/// The flows of one queue.
+#[derive(Debug)]
+struct Lane {
+    /// Next number of each flow.
+    seqs: Vec<u32>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+/// Sends a stream.
+#[derive(Debug)]
+pub struct Sender {
+    templates: Vec<Template>,
+    next_template: usize,
+    lanes: Vec<Lane>,
+    dst_count: u16,
+    sent: Sent,
+}
+
+impl Sender {
+    /// Builds the frames beforehand.
+    ///
+    /// # Errors
+    /// A size is impossible, or there are fewer flows than queues.
+    pub fn new(traffic: &Traffic) -> anyhow::Result<Self> {
+        let queues = traffic.queues;
+        anyhow::ensure!(
+            queues >= 1 && usize::from(traffic.flows) >= queues,
+            "{} flow(s) over {queues} queue(s): give each queue at least one flow (--flows)",
+            traffic.flows
+        );
+        anyhow::ensure!(!traffic.sizes.is_empty(), "no size given");
+        let sizes = traffic.sizes.iter();
+        let templates = sizes.map(|size| Template::new(&traffic.stream, *size));
+        let lanes = (0..queues).map(|q| {
+            let flows = (usize::from(traffic.flows) - q).div_ceil(queues);
+            Lane { seqs: vec![0; flows], turn: 0 }
+        });
+        Ok(Self {
+            templates: templates.collect::<Result<_, _>>()?,
+            next_template: 0,
+            lanes: lanes.collect(),
+            dst_count: traffic.dst_count.max(1),
+            sent: Sent::default(),
+        })
+    }
+
+    /// Totals so far.
+    #[must_use]
+    pub fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// Number of queues that it sends to.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Puts up to `max_frames` into a queue, not yet published; fewer where it is full.
+    ///
+    /// # Errors
+    /// The peer broke memif's rules.
+    #[inline]
+    pub fn fill(
+        &mut self,
+        index: usize,
+        queue: &mut TxQueue,
+        max_frames: usize,
+        now_ns: u64,
+    ) -> Result<usize, Violation> {
+        let queues = self.lanes.len();
+        let lane = &mut self.lanes[index];
+        for n in 0..max_frames {
+            let flow = (index + lane.turn * queues) as u16;
+            let seq = lane.seqs[lane.turn];
+            let template = &mut self.templates[self.next_template];
+            let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
+            let mark = Mark { flow, seq, time_ns: now_ns, port_offset: flow, dst_offset };
+            let frame = template.mark(mark);
+            if !queue.send(frame)? {
+                self.sent.ring_full += 1;
+                return Ok(n);
+            }
+            self.sent.frames += 1;
+            self.sent.bytes += frame.len() as u64;
+            lane.seqs[lane.turn] = seq.wrapping_add(1);
+            lane.turn = if lane.turn + 1 == lane.seqs.len() { 0 } else { lane.turn + 1 };
+            self.next_template = if self.next_template + 1 == self.templates.len() {
+                0
+            } else {
+                self.next_template + 1
+            };
+        }
+        Ok(max_frames)
+    }
+}
+
+/// When how many frames are due.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    start_ns: u64,
+    frames_per_s: Option<u64>,
+    limit_frames: u64,
+}
+
+impl Pace {
+    /// From now on, so many frames per second (`None`: as many as go), so many in all.
+    #[must_use]
+    pub fn new(start_ns: u64, frames_per_s: Option<u64>, limit_frames: Option<u64>) -> Self {
+        Self { start_ns, frames_per_s, limit_frames: limit_frames.unwrap_or(u64::MAX) }
+    }
+
+    /// How many may be sent now.
+    #[inline]
+    #[must_use]
+    pub fn due(&self, now_ns: u64, sent_frames: u64) -> u64 {
+        let total = match self.frames_per_s {
+            None => u64::MAX,
+            Some(rate) => {
+                let elapsed = u128::from(now_ns.saturating_sub(self.start_ns));
+                (elapsed * u128::from(rate) / 1_000_000_000) as u64 + 1
+            }
+        };
+        total.min(self.limit_frames).saturating_sub(sent_frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_kept() {
+        let pace = Pace::new(1_000, Some(1_000_000), Some(50));
+        assert_eq!(pace.due(1_000, 0), 1);
+        assert_eq!(pace.due(11_000, 1), 10);
+        assert_eq!(pace.due(11_000, 11), 0);
+        assert_eq!(pace.due(1_000_000_000, 11), 39);
+        assert_eq!(Pace::new(0, None, None).due(0, 5), u64::MAX - 5);
+    }
+}

@@ -1,0 +1,7 @@
+//! What the demo proves, in the order of its table.
+
+pub mod drops;
+pub mod isolation;
+pub mod reach;
+pub mod survive;
+pub mod throughput;

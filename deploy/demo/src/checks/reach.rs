@@ -1,0 +1,121 @@
+//! Who reaches whom: every ordered pair of pods, in both families.
+
+use crate::catalog::Network;
+use crate::lab::shell;
+use crate::pod::Pod;
+use crate::report::Report;
+use bowline_pktgen::ping::{PingPlan, ping};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// An address that exists in red alone.
+const RED_ONLY: [&str; 2] = ["10.0.0.99", "fd00::99"];
+
+/// What one pod asked of another.
+#[derive(Debug)]
+struct Question<'a> {
+    from: &'a Pod,
+    to: String,
+    dst: IpAddr,
+}
+
+/// Pings between all pairs of a Network, and from blue to an address that only red has.
+///
+/// # Errors
+/// A pod cannot be entered.
+pub fn check(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
+    for network in Network::ALL {
+        for ipv4 in [true, false] {
+            check_pairs(pods, network, ipv4, report)?;
+        }
+    }
+    for dst in RED_ONLY {
+        let dst: IpAddr = dst.parse()?;
+        let blue = pods.iter().filter(|p| p.plan.network == Network::Blue);
+        let questions: Vec<_> =
+            blue.map(|from| Question { from, to: format!("red's {dst}"), dst }).collect();
+        let silent = ask_all(&questions)?.len();
+        let (all, found) = (questions.len(), questions.len() - silent);
+        let name = format!("reach: blue pods to {dst}, which only red has");
+        let expected = format!("0 of {all} answered");
+        report.check(&name, &expected, &format!("{found} of {all} answered"), found == 0);
+    }
+    Ok(())
+}
+
+fn check_pairs(
+    pods: &[Pod],
+    network: Network,
+    ipv4: bool,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let members: Vec<&Pod> = pods.iter().filter(|p| p.plan.network == network).collect();
+    let mut questions = vec![];
+    for from in &members {
+        for to in members.iter().filter(|to| to.plan.name != from.plan.name) {
+            questions.push(Question { from, to: to.plan.name.into(), dst: to.address(ipv4)? });
+        }
+    }
+    let silent = ask_all(&questions)?;
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let name = format!("reach: {} pods among themselves, {family}", network.name());
+    let all = questions.len();
+    let found = format!("{} of {all} pairs", all - silent.len());
+    report.check(&name, &format!("{all} of {all} pairs"), &found, silent.is_empty());
+    for pair in silent {
+        println!("    no answer: {pair}");
+    }
+    Ok(())
+}
+
+/// Asks from all pods at once; the answer lists the pairs that stayed silent.
+fn ask_all(questions: &[Question<'_>]) -> anyhow::Result<Vec<String>> {
+    let mut by_source: Vec<Vec<&Question<'_>>> = vec![];
+    for question in questions {
+        match by_source.iter_mut().find(|l| l[0].from.plan.name == question.from.plan.name) {
+            Some(list) => list.push(question),
+            None => by_source.push(vec![question]),
+        }
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            by_source.iter().map(|list| scope.spawn(move || ask_in_turn(list))).collect();
+        let mut silent = vec![];
+        for thread in threads {
+            silent.extend(thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?);
+        }
+        Ok(silent)
+    })
+}
+
+fn ask_in_turn(questions: &[&Question<'_>]) -> anyhow::Result<Vec<String>> {
+    let mut silent = vec![];
+    for question in questions {
+        let answered = match &question.from.station {
+            None => ask_from_tap(question),
+            Some(station) => {
+                let plan = PingPlan {
+                    dst: question.dst,
+                    count: 2,
+                    interval: Duration::from_millis(50),
+                    payload_bytes: 56,
+                    patience: Duration::from_millis(500),
+                };
+                // A neighbour that nobody answers for is silence, too.
+                ping(&mut station.borrow(), &plan).is_ok_and(|r| r.received > 0)
+            }
+        };
+        if !answered {
+            let (from, dst) = (question.from.plan.name, question.dst);
+            silent.push(format!("{from} to {} ({dst})", question.to));
+        }
+    }
+    Ok(silent)
+}
+
+fn ask_from_tap(question: &Question<'_>) -> bool {
+    let netns = question.from.netns.name();
+    // -c 2 answered once is enough: the first may wait for a neighbour.
+    let line = format!("ip netns exec {netns} ping -n -q -c 2 -i 0.05 -W 0.5 {}", question.dst);
+    shell::run(&line).is_ok()
+}

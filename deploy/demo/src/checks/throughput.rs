@@ -1,0 +1,188 @@
+//! How fast: TCP between tap pods, frames between memif pods, on one node and across.
+//!
+//! Two data planes, two generators and the kernel share the machine's cores: the figures show that
+//! all sizes and queues work and what a small machine gives; `make bench` measures.
+
+use crate::pod::Pod;
+use crate::report::{Report, Throughput};
+use anyhow::Context;
+use bowline_pktgen::drive::{Plan, run};
+use bowline_pktgen::endpoint::Endpoint;
+use bowline_pktgen::packet::{PORT, Stream};
+use bowline_pktgen::sender::{Sender, Traffic};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+const TCP_SECONDS: f64 = 1.0;
+const MEMIF_SECONDS: f64 = 0.5;
+const TCP_PORT: u16 = 9701;
+const SIZES: [usize; 3] = [64, 1500, 9000];
+
+/// TCP between two tap pods on one node and across nodes, in both families.
+///
+/// # Errors
+/// A pod cannot be entered.
+pub fn check_tcp(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
+    let pairs = [
+        ("tap to tap, one node", "blue-tap-1a", "blue-tap-1b"),
+        ("tap to tap, across", "blue-tap-1a", "blue-tap-2"),
+    ];
+    for (what, from, to) in pairs {
+        for (family, ipv4) in [("IPv4", true), ("IPv6", false)] {
+            let (from, to) = (find(pods, from)?, find(pods, to)?);
+            let name = format!("TCP {what}, {family}");
+            let (found, bps) = match tcp(from, to, to.address(ipv4)?) {
+                Ok(bps) => (format!("{:.2} Gb/s", bps / 1e9), bps),
+                Err(error) => (format!("{error:#}"), 0.0),
+            };
+            report.check(&name, "> 0.05 Gb/s", &found, bps > 5e7);
+            report.measured(Throughput {
+                name,
+                size_bytes: 0,
+                queues: 1,
+                pps: 0.0,
+                bps,
+                loss_ratio: 0.0,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn find<'a>(pods: &'a [Pod], name: &str) -> anyhow::Result<&'a Pod> {
+    pods.iter().find(|p| p.plan.name == name).with_context(|| format!("no pod {name}"))
+}
+
+/// One stream; the rate that its receiver saw.
+fn tcp(from: &Pod, to: &Pod, dst: IpAddr) -> anyhow::Result<f64> {
+    let listener = to.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, TCP_PORT))?))?;
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || count(&listener));
+        let sent = from.netns.run(|| pour(dst));
+        let counted = receiver.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+        sent.and(counted)
+    })
+}
+
+fn pour(dst: IpAddr) -> anyhow::Result<()> {
+    let timeout = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&(dst, TCP_PORT).into(), timeout)
+        .with_context(|| format!("connecting to {dst}"))?;
+    stream.set_write_timeout(Some(timeout))?;
+    let chunk = vec![0xa5; 256 << 10];
+    let end = Instant::now() + Duration::from_secs_f64(TCP_SECONDS);
+    while Instant::now() < end {
+        stream.write_all(&chunk).context("sending")?;
+    }
+    Ok(())
+}
+
+fn count(listener: &TcpListener) -> anyhow::Result<f64> {
+    listener.set_nonblocking(true)?;
+    let deadline = Instant::now() + Duration::from_secs(4);
+    let mut stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(error).context("nobody connected"),
+        }
+    };
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let begun = Instant::now();
+    let mut buffer = vec![0; 256 << 10];
+    let mut bytes = 0usize;
+    loop {
+        match stream.read(&mut buffer).context("receiving")? {
+            0 => return Ok(bytes as f64 * 8.0 / begun.elapsed().as_secs_f64()),
+            n => bytes += n,
+        }
+    }
+}
+
+/// Frames between memif pods on one node and across, of all sizes, over 1 and 2 queues.
+///
+/// # Errors
+/// A peer broke memif's rules.
+pub fn check_memif(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
+    let pairs = [
+        ("one node", "blue-mem-1", "blue-mem-1q2"),
+        ("one node", "blue-mem-1q2", "blue-mem-1"),
+        ("across", "blue-mem-1", "blue-mem-2"),
+        ("across", "blue-mem-1q2", "blue-mem-2"),
+    ];
+    for (place, from, to) in pairs {
+        let (from, to) = (find(pods, from)?, find(pods, to)?);
+        for size in SIZES {
+            // A frame of the interface's MTU, with its Ethernet header.
+            let largest = from.mtu.min(to.mtu) + 14;
+            if size == 9000 && largest < 8000 && place == "across" {
+                continue;
+            }
+            measure(place, from, to, size.min(largest), report)?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    place: &str,
+    from: &Pod,
+    to: &Pod,
+    size: usize,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let queues = usize::from(from.plan.memif_queues);
+    let name = format!("memif to memif, {place}, {size} B, {queues} queue(s)");
+    let stations = from.station.as_ref().zip(to.station.as_ref());
+    let (tx, rx) = stations.context("not a memif pod")?;
+    let (mut tx, mut rx) = (tx.borrow(), rx.borrow());
+    let dst = to.address(true)?;
+    let mut sender = sender(&mut tx, dst, size, queues)?;
+    rx.tracker.reset();
+    let plan = Plan { duration: Some(Duration::from_secs_f64(MEMIF_SECONDS)), ..Plan::default() };
+    let stop = AtomicBool::new(false);
+    let done = run(Some((&mut tx, &mut sender)), Some(&mut rx), &plan, &stop)?;
+    let found = format!(
+        "{} received, {} reordered, {} corrupt",
+        done.rx.frames, done.rx.reordered, done.corrupt
+    );
+    let ok = done.rx.frames > 1000 && done.rx.reordered == 0 && done.corrupt == 0;
+    report.check(&name, "> 1000, 0 reordered, 0 corrupt", &found, ok);
+    report.measured(Throughput {
+        name: format!("memif to memif, {place}"),
+        size_bytes: size,
+        queues,
+        pps: done.rx_rate.pps,
+        bps: done.rx_rate.bps,
+        loss_ratio: done.loss_ratio.unwrap_or(0.0),
+    });
+    Ok(())
+}
+
+/// Four flows per queue towards `dst`.
+fn sender(
+    endpoint: &mut Endpoint,
+    dst: IpAddr,
+    size: usize,
+    queues: usize,
+) -> anyhow::Result<Sender> {
+    let next = endpoint.resolve(dst, Duration::from_secs(2))?;
+    let stream = Stream {
+        id: 1,
+        macs: endpoint.host.mac().zip(next),
+        src: endpoint.host.address_for(dst).context("no address of that family")?,
+        dst,
+        src_port: 20_000,
+        dst_port: PORT,
+    };
+    Sender::new(&Traffic {
+        stream,
+        sizes: vec![size],
+        flows: 4 * queues as u16,
+        dst_count: 1,
+        queues,
+    })
+}

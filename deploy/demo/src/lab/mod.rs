@@ -1,0 +1,5 @@
+//! Namespaces, devices and processes on this machine.
+
+pub mod netns;
+pub mod process;
+pub mod shell;

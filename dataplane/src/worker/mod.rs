@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-pub use command::{Command, Handle, Report, Retired, Setup, setup};
+pub use command::{Command, CommandsFull, Handle, Report, Retired, Setup, setup};
 pub use idle::Polling;
 
 use crate::copy::CopyList;

@@ -1,0 +1,180 @@
+//! Descriptors of taps and listeners, given by the agent over a SEQPACKET socket.
+//!
+//! One message holds a `DescriptorOffer` and its descriptors; the answer is a `DescriptorReply`.
+//! Whatever is received is owned at once, so that nothing leaks whichever way the message is
+//! refused.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
+    listen, recvmsg, sendmsg, socket,
+};
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Ask;
+use crate::sys::descriptor::{own_received, watched};
+
+/// Most descriptors in one message.
+const FDS_PER_OFFER: usize = 32;
+/// Most that the kernel puts into one message (`SCM_MAX_FD`): with room for all of them none is cut
+/// off, where it would be lost instead of closed.
+const FDS_PER_MESSAGE: usize = 253;
+/// Most bytes of the message itself.
+const OFFER_BYTES: usize = 1024;
+/// Most interfaces whose descriptors are kept.
+const INTERFACES: usize = 8192;
+
+/// What was offered for an interface.
+#[derive(Debug)]
+pub enum Offered {
+    /// One descriptor for each queue.
+    Tap(Vec<OwnedFd>),
+    /// A listening socket.
+    Listener(Arc<OwnedFd>),
+}
+
+/// What was offered, by interface id.
+#[derive(Debug, Default)]
+pub struct Descriptors(HashMap<Arc<str>, Offered>);
+
+impl Descriptors {
+    /// Keeps what was offered; what was offered before is closed.
+    pub fn keep(&mut self, offer: &api::DescriptorOffer, fds: Vec<OwnedFd>) -> Result<(), String> {
+        if offer.interface_id.is_empty() || offer.interface_id.len() > 255 {
+            let bytes = offer.interface_id.len();
+            return Err(format!("interface_id: {bytes} bytes; 1..=255 is allowed"));
+        }
+        if fds.is_empty() || fds.len() != offer.count as usize {
+            return Err(format!(
+                "count: {} does not match the {} descriptors that came with the message",
+                offer.count,
+                fds.len()
+            ));
+        }
+        if self.0.len() >= INTERFACES && !self.0.contains_key(offer.interface_id.as_str()) {
+            return Err(format!("descriptors of {INTERFACES} interfaces are held already"));
+        }
+        let offered = match api::descriptor_offer::Kind::try_from(offer.kind) {
+            Ok(api::descriptor_offer::Kind::TapQueues) => Offered::Tap(fds),
+            Ok(api::descriptor_offer::Kind::MemifListener) => {
+                let mut fds = fds.into_iter();
+                let (Some(fd), None) = (fds.next(), fds.next()) else {
+                    return Err(format!("count: {} listeners; 1 is allowed", offer.count));
+                };
+                Offered::Listener(Arc::new(fd))
+            }
+            Err(_) => return Err(format!("kind: {} is not known", offer.kind)),
+        };
+        self.0.insert(Arc::from(offer.interface_id.as_str()), offered);
+        Ok(())
+    }
+
+    /// What was offered for the interface.
+    pub fn get(&self, id: &str) -> Option<&Offered> {
+        self.0.get(id)
+    }
+
+    /// Closes what was offered for the interface.
+    pub fn forget(&mut self, id: &str) {
+        self.0.remove(id);
+    }
+}
+
+/// A SEQPACKET listener at `path`, which must not exist.
+pub fn bind_at(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&fd, Backlog::new(16)?)?;
+    Ok(UnixListener::from(fd))
+}
+
+/// Accepts connections until the runtime ends.
+pub async fn serve(listener: UnixListener, ask: mpsc::Sender<Ask>) -> io::Result<()> {
+    let listener = watched(listener)?;
+    loop {
+        let mut guard = listener.readable().await?;
+        match guard.try_io(|listener| listener.get_ref().0.accept()) {
+            Ok(Ok((connection, _))) => {
+                connection.set_nonblocking(true)?;
+                let fd = OwnedFd::from(connection);
+                let ask = ask.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = converse(fd, ask).await {
+                        tracing::debug!(%error, "a descriptor connection ended");
+                    }
+                });
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "can not accept on the descriptor socket");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            Err(_would_block) => {}
+        }
+    }
+}
+
+async fn converse(fd: OwnedFd, ask: mpsc::Sender<Ask>) -> io::Result<()> {
+    let fd = watched(fd)?;
+    loop {
+        let mut guard = fd.readable().await?;
+        let Ok(received) = guard.try_io(|fd| receive(fd.as_raw_fd())) else { continue };
+        let error = match received? {
+            Received::End => return Ok(()),
+            Received::Refused(why) => why,
+            Received::Offer(offer, fds) => {
+                let (reply, answer) = oneshot::channel();
+                let gone = || io::Error::other("the control thread is gone");
+                ask.send(Ask::Offer { offer, fds, reply }).await.map_err(|_| gone())?;
+                answer.await.map_err(|_| gone())?
+            }
+        };
+        let reply = api::DescriptorReply { error }.encode_to_vec();
+        let sent = fd.async_io(tokio::io::Interest::WRITABLE, |fd| {
+            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+            let pieces = [IoSlice::new(&reply)];
+            Ok(sendmsg::<UnixAddr>(fd.as_raw_fd(), &pieces, &[], flags, None)?)
+        });
+        sent.await?;
+    }
+}
+
+enum Received {
+    End,
+    Refused(String),
+    Offer(api::DescriptorOffer, Vec<OwnedFd>),
+}
+
+fn receive(socket: RawFd) -> io::Result<Received> {
+    let mut bytes = [0u8; OFFER_BYTES];
+    let mut pieces = [IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!([RawFd; FDS_PER_MESSAGE]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<UnixAddr>(socket, &mut pieces, Some(&mut space), flags)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            fds.extend(own_received(raw));
+        }
+    }
+    let (count, flags) = (message.bytes, message.flags);
+    if count == 0 && fds.is_empty() {
+        return Ok(Received::End);
+    }
+    if flags.contains(MsgFlags::MSG_TRUNC) || fds.len() > FDS_PER_OFFER {
+        return Ok(Received::Refused(format!(
+            "the message is too long: {OFFER_BYTES} bytes and {FDS_PER_OFFER} descriptors are allowed"
+        )));
+    }
+    match api::DescriptorOffer::decode(&bytes[..count]) {
+        Ok(offer) => Ok(Received::Offer(offer, fds)),
+        Err(error) => Ok(Received::Refused(format!("not a DescriptorOffer: {error}"))),
+    }
+}

@@ -1,0 +1,277 @@
+//! One task for each memif interface: accepts its clients, sees a handshake through, watches the
+//! connection.
+//!
+//! A task owns the listener and the one live connection. Queues go to the control thread, which
+//! gives them to workers; the task answers further clients with "busy" until the control thread
+//! says that the queues of the last connection are back ([`Order::Ready`]).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use memif::{
+    Answer, CloseReason, Connection, Handshake, Info, Limits, Listener, Mode, Offer, Progress,
+    RxQueue, Status, TxQueue,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::Ask;
+use super::desired::Memif;
+use crate::sys::descriptor::{Watched, watched};
+
+/// What the control thread tells a task.
+#[derive(Debug)]
+pub enum Order {
+    /// The queues of the last connection are gone: the next client is welcome.
+    Ready,
+    /// The queues of an earlier connection are still out: keep clients waiting until `Ready`.
+    Hold,
+    /// Disconnect the client.
+    Close,
+    /// Other caps, for the next client.
+    Caps(Memif),
+}
+
+/// What a task tells the control thread.
+#[derive(Debug)]
+pub enum News {
+    /// A client is connected; these are its rings.
+    Up {
+        /// What was agreed on.
+        info: Info,
+        /// From the client.
+        rx: Vec<RxQueue>,
+        /// To the client.
+        tx: Vec<TxQueue>,
+    },
+    /// The connection is over.
+    Down {
+        /// Why.
+        reason: CloseReason,
+        /// Whether the client broke the protocol.
+        violation: bool,
+    },
+    /// A client was turned away before it was connected.
+    TurnedAway {
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+/// The control thread's end of a task. Dropping it ends the task and closes the listener's
+/// duplicate and the connection.
+#[derive(Debug)]
+pub struct Server {
+    orders: mpsc::UnboundedSender<Order>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts the task on the current thread's runtime.
+    pub fn start(
+        interface: Arc<str>,
+        listener: &OwnedFd,
+        wanted: Memif,
+        ask: mpsc::Sender<Ask>,
+    ) -> io::Result<Self> {
+        let listener = Listener::from_fd(listener.try_clone()?)?;
+        let listener = watched(listener)?;
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let task = Task {
+            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, &wanted)))),
+            interface,
+            listener,
+            busy: Rc::default(),
+            ask,
+        };
+        Ok(Self { orders, task: tokio::task::spawn_local(task.run(inbox)) })
+    }
+
+    /// Gives an order. A task that has ended needs none.
+    pub fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is granted. The pod's view and the protocol's: S2M rings are what the pod sends on.
+fn offer(interface: &str, wanted: &Memif) -> Offer {
+    Offer {
+        mode: if wanted.ip_mode { Mode::Ip } else { Mode::Ethernet },
+        secret: wanted.secret.clone(),
+        name: interface.rsplit('/').next().unwrap_or(interface).into(),
+        require_sealed: wanted.require_sealed,
+        limits: Limits {
+            s2m_rings: wanted.tx_queues,
+            m2s_rings: wanted.rx_queues,
+            log2_ring_size: wanted.log2_ring_size,
+            ..Limits::default()
+        },
+    }
+}
+
+struct Task {
+    interface: Arc<str>,
+    offer: Rc<RefCell<(u32, Offer)>>,
+    listener: AsyncFd<Watched<Listener>>,
+    busy: Rc<Cell<bool>>,
+    ask: mpsc::Sender<Ask>,
+}
+
+impl Task {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+        let mut handshakes = FuturesUnordered::new();
+        let mut live: Option<AsyncFd<Watched<Connection>>> = None;
+        loop {
+            tokio::select! {
+                order = inbox.recv() => match order {
+                    Some(Order::Ready) => self.busy.set(live.is_some()),
+                    Some(Order::Caps(wanted)) => {
+                        let offer = offer(&self.interface, &wanted);
+                        *self.offer.borrow_mut() = (wanted.id, offer);
+                    }
+                    Some(Order::Hold) => self.busy.set(true),
+                    Some(Order::Close) => drop(live.take()),
+                    None => return,
+                },
+                accepted = accept(&mut self.listener) => match accepted {
+                    Ok(handshake) => handshakes.push(self.shake(handshake)),
+                    Err(error) => {
+                        tracing::warn!(interface = &*self.interface, %error, "memif: accept");
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    }
+                },
+                Some(end) = handshakes.next(), if !handshakes.is_empty() => {
+                    if let Some(connection) = self.ended(end).await {
+                        live = Some(connection);
+                    }
+                }
+                (reason, violation) = watch(live.as_mut()), if live.is_some() => {
+                    live = None;
+                    self.tell(News::Down { reason, violation }).await;
+                }
+            }
+        }
+    }
+
+    /// Sees one handshake through. Nothing of the client's is trusted before it is over.
+    fn shake(&self, handshake: Handshake) -> impl Future<Output = io::Result<Progress>> + use<> {
+        let (busy, offer) = (Rc::clone(&self.busy), Rc::clone(&self.offer));
+        async move {
+            let deadline = handshake.deadline();
+            let mut handshake = watched(handshake)?;
+            let answer = |id: u32| {
+                let offer = offer.borrow();
+                match offer.0 == id {
+                    false => Answer::Unknown,
+                    true if busy.get() => Answer::Busy,
+                    true => Answer::Accept(offer.1.clone()),
+                }
+            };
+            loop {
+                let wait = handshake.readable_mut();
+                let ready = tokio::time::timeout_at(deadline.into(), wait).await;
+                let Ok(guard) = ready else {
+                    return Ok(handshake.get_mut().0.on_readable(&answer));
+                };
+                let mut guard = guard?;
+                let progress = guard.get_inner_mut().0.on_readable(&answer);
+                if !matches!(progress, Progress::Pending) {
+                    if matches!(progress, Progress::Connected(_)) {
+                        busy.set(true);
+                    }
+                    return Ok(progress);
+                }
+                if !is_readable(guard.get_inner()) {
+                    guard.clear_ready();
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn ended(&self, end: io::Result<Progress>) -> Option<AsyncFd<Watched<Connection>>> {
+        match end {
+            Ok(Progress::Connected(mut connection)) => {
+                let info = connection.info().clone();
+                let (rx, tx) = connection.take_queues();
+                let connection = match watched(connection) {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        tracing::warn!(interface = &*self.interface, %error, "memif: watch");
+                        self.busy.set(false);
+                        return None;
+                    }
+                };
+                self.tell(News::Up { info, rx, tx }).await;
+                Some(connection)
+            }
+            Ok(Progress::Closed(reason)) => {
+                self.tell(News::TurnedAway { reason }).await;
+                None
+            }
+            Ok(Progress::Pending) => None,
+            Err(error) => {
+                tracing::warn!(interface = &*self.interface, %error, "memif: handshake");
+                None
+            }
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        let interface = Arc::clone(&self.interface);
+        // The control thread is gone only while the process ends.
+        let _ = self.ask.send(Ask::Memif { interface, news }).await;
+    }
+}
+
+/// The next client that the listener lets in.
+async fn accept(listener: &mut AsyncFd<Watched<Listener>>) -> io::Result<Handshake> {
+    loop {
+        if let Some(handshake) = listener.get_mut().0.accept()? {
+            return Ok(handshake);
+        }
+        if let Some(at) = listener.get_ref().0.retry_at() {
+            tokio::time::sleep_until(tokio::time::Instant::from_std(at.max(Instant::now()))).await;
+            continue;
+        }
+        let mut guard = listener.readable_mut().await?;
+        if !is_readable(guard.get_inner()) {
+            guard.clear_ready();
+        }
+    }
+}
+
+/// Waits for the end of the connection: why, and whether the client broke the protocol.
+async fn watch(connection: Option<&mut AsyncFd<Watched<Connection>>>) -> (CloseReason, bool) {
+    let Some(connection) = connection else { return std::future::pending().await };
+    loop {
+        let Ok(mut guard) = connection.readable_mut().await else {
+            return (CloseReason::PeerClosed, false);
+        };
+        if let Status::Down(reason) = guard.get_inner_mut().0.on_readable() {
+            let polite =
+                matches!(reason, CloseReason::PeerClosed | CloseReason::PeerDisconnected(_));
+            return (reason, !polite);
+        }
+        if !is_readable(guard.get_inner()) {
+            guard.clear_ready();
+        }
+    }
+}
+
+fn is_readable<T: AsFd>(fd: &Watched<T>) -> bool {
+    let mut fds = [PollFd::new(fd.0.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).map_or(true, |ready| ready > 0)
+}

@@ -34,7 +34,11 @@ fn a_thousand_attacks_and_reconnects_leave_nothing_behind() {
             assert_eq!(server.rx()[0].recv(&mut buffer), Ok(Some(1500)));
             assert!(buffer[..1500] == frame);
             // Half of them go without a word from the client, half without one from the server.
-            if number % 2 == 0 { drop(client) } else { drop(server) }
+            if number % 2 == 0 {
+                drop(client)
+            } else {
+                drop(server)
+            }
             connector.lost(Instant::now());
             connector = Connector::new(ClientConfig::new(Address::Abstract(name.clone()), 0));
         }

@@ -59,8 +59,7 @@ fn after_connected_only_a_goodbye_is_legal() {
     for (kind, message) in cases {
         let file = memory(common::rogue::REGION_BYTES, true);
         let answer = Answer::Accept(offer());
-        let (rogue, mut connection) =
-            Rogue::establish(&name, &mut listener, &answer, file, 10);
+        let (rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, 10);
         let fd = eventfd();
         let fds = if message.fds() == 1 { vec![fd.as_fd()] } else { vec![] };
         rogue.send(&message, &fds);

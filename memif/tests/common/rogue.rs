@@ -311,11 +311,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         run: |r| init_with(r, |i| i.id = 2),
         expect: "Already connected: interface 2",
     },
-    Attack {
-        name: "no secret",
-        run: |r| init_with(r, |i| i.id = 3),
-        expect: "Secret required",
-    },
+    Attack { name: "no secret", run: |r| init_with(r, |i| i.id = 3), expect: "Secret required" },
     Attack {
         name: "a wrong secret",
         run: |r| {

@@ -35,9 +35,9 @@ fn a_thousand_attacks_and_reconnects_leave_nothing_behind() {
             assert!(buffer[..1500] == frame);
             // Half of them go without a word from the client, half without one from the server.
             if number % 2 == 0 {
-                drop(client)
+                drop(client);
             } else {
-                drop(server)
+                drop(server);
             }
             connector.lost(Instant::now());
             connector = Connector::new(ClientConfig::new(Address::Abstract(name.clone()), 0));

@@ -111,13 +111,13 @@ pub struct RxBurst {
 }
 
 impl RxBurst {
-    /// Room for `frames` frames (at most 4,096) of four segments each on average.
+    /// Room for `frames` frames (at most 4,096) of five segments each on average.
     #[must_use]
     pub fn new(frames: usize) -> Self {
         let frames = frames.clamp(1, 4096);
         Self {
             frames: vec![MaybeUninit::uninit(); frames].into_boxed_slice(),
-            segs: vec![MaybeUninit::uninit(); frames * 4 + MAX_RX_SEGS].into_boxed_slice(),
+            segs: vec![MaybeUninit::uninit(); frames * 5 + MAX_RX_SEGS].into_boxed_slice(),
             n_frames: 0,
             n_segs: 0,
         }

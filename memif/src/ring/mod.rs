@@ -18,7 +18,7 @@ use crate::region::Region;
 use crate::wire::{DESCRIPTOR_BYTES, RING_COOKIE, RING_FLAG_MASK_INT, RING_HEADER_BYTES};
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 const FLAGS_AT: usize = 4;
 const HEAD_AT: usize = 6;
@@ -227,15 +227,29 @@ impl Ring {
         self.index(FLAGS_AT).store(value, Ordering::Relaxed);
         // Pairs with the fence in `wants_signal`: either the sender sees the flag cleared, or the
         // re-check that the caller does next sees the sender's index.
-        fence(Ordering::SeqCst);
+        full_fence();
     }
 
     /// Whether the receiver wants its eventfd signalled for what was published before.
     #[inline]
     pub(crate) fn wants_signal(&self) -> bool {
-        fence(Ordering::SeqCst);
+        full_fence();
         self.index(FLAGS_AT).load(Ordering::Relaxed) & RING_FLAG_MASK_INT == 0
     }
+}
+
+/// Orders earlier stores before later loads. On x86 a locked operation on the own stack does that in
+/// half the time of the `mfence` that `fence(SeqCst)` becomes.
+#[inline]
+fn full_fence() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: adds zero to a word of our own stack; not marked `nomem`, so the compiler moves no
+    // access across it either.
+    unsafe {
+        std::arch::asm!("lock or dword ptr [rsp], 0");
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    std::sync::atomic::fence(Ordering::SeqCst);
 }
 
 /// Hints that a line will be read soon. No effect on correctness, legal on any address.

@@ -34,7 +34,9 @@ pub enum Reserved {
 pub struct TxQueue {
     ring: Ring,
     role: Role,
-    cursor: u16,
+    /// 16 bits used. Of 32 because it changes with every frame: the compiler would read a `u16`
+    /// together with its neighbour, and a load wider than the store before it waits for the cache.
+    cursor: u32,
     published: u16,
     limit: u16,
     views: [View; MAX_REGIONS],
@@ -63,7 +65,17 @@ impl TxQueue {
     #[inline]
     #[must_use]
     pub fn reserved(&self) -> u16 {
-        self.cursor.wrapping_sub(self.published)
+        self.cursor().wrapping_sub(self.published)
+    }
+
+    #[inline]
+    fn cursor(&self) -> u16 {
+        self.cursor as u16
+    }
+
+    #[inline]
+    fn set_cursor(&mut self, cursor: u16) {
+        self.cursor = u32::from(cursor);
     }
 
     /// Slots that can be reserved now: one acquire load.
@@ -73,7 +85,7 @@ impl TxQueue {
     #[inline]
     pub fn free(&mut self) -> Result<u16, Violation> {
         self.refresh()?;
-        Ok(self.limit.wrapping_sub(self.cursor))
+        Ok(self.limit.wrapping_sub(self.cursor()))
     }
 
     /// Reads the peer's index and sets `limit`.
@@ -122,20 +134,21 @@ impl TxQueue {
     /// The peer broke the rules: drop the connection.
     #[inline]
     pub fn reserve(&mut self, len_bytes: u32, out: &mut TxSegs) -> Result<Reserved, Violation> {
-        if self.cursor == self.limit {
+        let cursor = self.cursor();
+        if cursor == self.limit {
             self.refresh()?;
-            if self.cursor == self.limit {
+            if cursor == self.limit {
                 return Ok(Reserved::Full);
             }
         }
-        let (buffer, region) = self.buffer(self.cursor)?;
+        let (buffer, region) = self.buffer(cursor)?;
         if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
             return self.reserve_chain(len_bytes, out);
         }
-        self.fill(self.cursor, 0, region, len_bytes);
-        self.ring.prefetch(self.cursor.wrapping_add(PREFETCH_SLOTS));
+        self.fill(cursor, 0, region, len_bytes);
+        self.ring.prefetch(cursor.wrapping_add(PREFETCH_SLOTS));
         out.set_single(SegMut { pointer: buffer.pointer, len_bytes });
-        self.cursor = self.cursor.wrapping_add(1);
+        self.set_cursor(cursor.wrapping_add(1));
         Ok(Reserved::Slots(1))
     }
 
@@ -185,7 +198,7 @@ impl TxQueue {
             return Ok(Reserved::BadLength);
         }
         self.refresh()?;
-        let (start, mut at, mut left) = (self.cursor, self.cursor, len_bytes);
+        let (start, mut at, mut left) = (self.cursor(), self.cursor(), len_bytes);
         out.clear();
         let mut regions = [0u16; MAX_TX_SEGS];
         while left > 0 {
@@ -210,15 +223,15 @@ impl TxQueue {
             let flags = if i + 1 < segs.len() { DESC_FLAG_NEXT } else { 0 };
             self.fill(start.wrapping_add(i as u16), flags, region, seg.len_bytes);
         }
-        self.cursor = at;
+        self.set_cursor(at);
         Ok(Reserved::Slots(at.wrapping_sub(start)))
     }
 
     /// Fetches the descriptors and the first line of the buffer `ahead` slots on, to be written.
     #[inline]
     pub fn prefetch(&self, ahead: u16) {
-        let slot = self.cursor.wrapping_add(ahead);
-        if ahead < self.limit.wrapping_sub(self.cursor)
+        let slot = self.cursor().wrapping_add(ahead);
+        if ahead < self.limit.wrapping_sub(self.cursor())
             && let Ok((buffer, _)) = self.buffer(slot)
         {
             prefetch_write(buffer.pointer);

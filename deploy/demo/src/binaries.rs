@@ -91,15 +91,15 @@ impl Binaries {
     /// A node's data plane.
     #[must_use]
     pub fn dataplane(&self, node: &Node, uplink: Uplink) -> Program {
-        let args = vec![
-            "--uplink".into(),
-            format!("{}={}", node.uplink, uplink.name()),
-            "--socket".into(),
-            path_text(&node.dataplane_socket()),
-            "--poll".into(),
-            "adaptive".into(),
+        let pairs = [
+            ("--uplink", format!("{}:{}", uplink.name(), node.uplink)),
+            ("--socket", path_text(&node.dataplane_socket())),
+            ("--state-dir", path_text(&node.dir.join("dataplane"))),
+            ("--poll", node.poll.into()),
+            ("--cpus", node.cpu.to_string()),
         ];
-        self.program(node, "dataplane", "bowline-dataplane", args)
+        let args = pairs.into_iter().flat_map(|(option, value)| [option.into(), value]);
+        self.program(node, "dataplane", "bowline-dataplane", args.collect())
     }
 
     /// A node's agent.

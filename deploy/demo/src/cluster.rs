@@ -1,4 +1,4 @@
-//! Two nodes on a fabric: a bridge in a namespace of its own, and a veth to each node.
+//! Nodes on a fabric: a bridge in a namespace of its own, and a veth to each node.
 
 use crate::binaries::{Binaries, Uplink};
 use crate::lab::netns::Netns;
@@ -26,6 +26,10 @@ pub struct Node {
     pub ipv4: IpAddr,
     /// Its addresses there.
     pub ipv6: IpAddr,
+    /// The core of its data plane's worker.
+    pub cpu: usize,
+    /// How that waits: `adaptive` or `busy`.
+    pub poll: &'static str,
     /// Sockets and journals.
     pub dir: PathBuf,
     /// The data plane, while it shall run.
@@ -40,6 +44,9 @@ impl Node {
         Ok(Self {
             netns: Netns::named(&format!("{PREFIX}{name}")),
             uplink: format!("bwd{number}"),
+            // The nodes get the machine's cores in turn.
+            cpu: usize::from(number - 1) % std::thread::available_parallelism()?.get(),
+            poll: "adaptive",
             ipv4: format!("192.0.2.{number}").parse()?,
             ipv6: format!("2001:db8::{number}").parse()?,
             dir: Path::new(RUN_DIR).join(&name),
@@ -90,7 +97,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A command fails, for instance because this is not root.
-    pub fn build(binaries: Binaries, uplink: Uplink) -> anyhow::Result<Self> {
+    pub fn build(binaries: Binaries, uplink: Uplink, nodes: u8) -> anyhow::Result<Self> {
         let catalog = Path::new(RUN_DIR).join("catalog");
         catalog::write(&catalog)?;
         let fabric = Netns::create(&format!("{PREFIX}fabric"))?;
@@ -100,7 +107,7 @@ impl Cluster {
             fabric.name(),
             uplink.mtu()
         ))?;
-        let nodes = (1..=2).map(|number| {
+        let nodes = (1..=nodes).map(|number| {
             let node = Node::new(number)?;
             std::fs::create_dir_all(&node.dir)?;
             connect(&node, &fabric, uplink)?;

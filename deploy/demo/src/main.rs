@@ -91,7 +91,7 @@ fn run(uplink: Uplink, keep: bool, out: &Path) -> anyhow::Result<bool> {
         uplink.mtu(),
         out.display()
     );
-    let mut cluster = Cluster::build(Binaries::beside_this(&out)?, uplink)?;
+    let mut cluster = Cluster::build(Binaries::beside_this(&out)?, uplink, 2)?;
     let probes = Probes::start(&cluster.nodes[0], &cluster.nodes[1])?;
     let pods = match prove(&mut cluster, &probes, &mut report) {
         Ok(pods) => pods,
@@ -133,7 +133,7 @@ fn prove(cluster: &mut Cluster, probes: &Probes, report: &mut Report) -> anyhow:
     cluster.start()?;
     settle();
     probes.end("start of the data planes", report);
-    let pods = pod::create_all(cluster)?;
+    let pods = pod::create_all(cluster, &pod::PLANS)?;
     reach::check(&pods, report)?;
     isolation::check(&pods, report)?;
     throughput::check_tcp(&pods, report)?;

@@ -95,12 +95,12 @@ impl Pod {
     }
 }
 
-/// Makes all pods.
+/// Makes these pods.
 ///
 /// # Errors
 /// A pod cannot be made; the message holds what the plugin said.
-pub fn create_all(cluster: &Cluster) -> anyhow::Result<Vec<Pod>> {
-    PLANS
+pub fn create_all(cluster: &Cluster, plans: &[Plan]) -> anyhow::Result<Vec<Pod>> {
+    plans
         .iter()
         .map(|plan| create(cluster, plan).with_context(|| format!("making pod {}", plan.name)))
         .collect()
@@ -239,12 +239,30 @@ impl Station {
     }
 }
 
-impl Drop for Station {
-    fn drop(&mut self) {
+impl Station {
+    /// Ends the thread; the endpoint goes on living with the caller.
+    ///
+    /// # Errors
+    /// A check still borrows it.
+    pub fn into_endpoint(mut self) -> anyhow::Result<Endpoint> {
+        self.end();
+        let endpoint = Arc::clone(&self.endpoint);
+        drop(self);
+        let mutex = Arc::into_inner(endpoint).context("the station is in use")?;
+        Ok(mutex.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

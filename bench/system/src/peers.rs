@@ -1,0 +1,179 @@
+//! The others: testpmd and OVS-DPDK, each with two memif ports on one core.
+
+use crate::DEVICE_CPU;
+use crate::candidate::{Candidate, plain_end};
+use anyhow::Context;
+use bowline_demo::lab::shell;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use wire::Mac;
+
+const DST: &str = "10.0.0.2";
+const NEXT_HOP: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+/// A process that is killed when dropped.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    fn spawn(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        let file = std::fs::File::create(log).with_context(|| format!("{}", log.display()))?;
+        // testpmd ends when its standard input does.
+        command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
+        let what = command.get_program().to_string_lossy().into_owned();
+        Ok(Self(command.spawn().with_context(|| format!("starting {what}"))?))
+    }
+
+    fn pid(&self) -> anyhow::Result<i32> {
+        Ok(i32::try_from(self.0.id())?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where DPDK's memory comes from: hugepages if enough are free.
+#[must_use]
+pub fn memory_arguments(hugepages_free: u64) -> Vec<String> {
+    let words: &[&str] = if hugepages_free >= 300 {
+        &["--in-memory", "-m", "512"]
+    } else {
+        &["--no-huge", "-m", "512"]
+    };
+    words.iter().map(ToString::to_string).collect()
+}
+
+/// testpmd in this forwarding mode.
+///
+/// # Errors
+/// It does not start or serve.
+pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<Candidate> {
+    let socket = |end: &str| format!("bowline-bench-{mode}-{end}");
+    let vdev = |number: usize, end: &str| {
+        let socket = socket(end);
+        format!("--vdev=net_memif{number},role=server,id=0,socket={socket},rsize=10,bsize=2048")
+    };
+    let mut command = Command::new("dpdk-testpmd");
+    command
+        .args(["-l", &format!("0,{DEVICE_CPU}"), "--main-lcore", "0", "--no-pci", "--no-telemetry"])
+        .args(memory)
+        .arg(format!("--file-prefix=bowline-bench-{mode}"))
+        .args([vdev(0, "a"), vdev(1, "b"), "--".into()])
+        .args([&format!("--forward-mode={mode}"), "--nb-cores=1", "--total-num-mbufs=16384"])
+        .args(["--no-flush-rx", "--disable-link-check"]);
+    let process = Process::spawn(&mut command, &logs.join(format!("testpmd-{mode}.log")))?;
+    Ok(Candidate {
+        name: format!("testpmd-{mode}"),
+        pids: vec![process.pid()?],
+        tx: plain_end(&format!("@{}", socket("a")), 1, 1)?,
+        rx: plain_end(&format!("@{}", socket("b")), 2, 1)?,
+        dst: DST.parse()?,
+        next_hop: NEXT_HOP,
+        keep: Box::new(process),
+    })
+}
+
+/// The data directory of one OVS; removed when dropped, after its processes.
+#[derive(Debug)]
+struct Ovs {
+    _switch: Process,
+    _database: Process,
+    folder: PathBuf,
+}
+
+impl Drop for Ovs {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// OVS-DPDK with one rule from port to port.
+///
+/// # Errors
+/// It does not start or serve.
+pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<Candidate> {
+    let folder = std::env::temp_dir().join(format!("bowline-bench-ovs-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let at = |name: &str| folder.join(name).display().to_string();
+    let schema = "/usr/share/openvswitch/vswitch.ovsschema";
+    shell::run(&format!("ovsdb-tool create {} {schema}", at("conf.db")))?;
+    let mut command = Command::new("ovsdb-server");
+    command.args([&at("conf.db"), &format!("--remote=punix:{}", at("db.sock"))]);
+    command.args([&format!("--unixctl={}", at("db.ctl"))]);
+    let database = Process::spawn(&mut command, &logs.join("ovsdb.log"))?;
+    wait_for_file(&folder.join("db.sock"))?;
+    let vsctl = format!("ovs-vsctl --db=unix:{} --timeout=20", at("db.sock"));
+    shell::run(&format!("{vsctl} --no-wait init"))?;
+    set_dpdk(&vsctl, memory)?;
+    let mut command = Command::new("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk");
+    command.env("OVS_RUNDIR", &folder).env("OVS_DBDIR", &folder);
+    command.args([format!("unix:{}", at("db.sock")), format!("--unixctl={}", at("sw.ctl"))]);
+    let switch = Process::spawn(&mut command, &logs.join("ovs.log"))?;
+    add_ports(&vsctl, &folder)?;
+    let pid = switch.pid()?;
+    let keep = Ovs { _switch: switch, _database: database, folder: folder.clone() };
+    // OVS wants two rings from a port to the generator, one for each of its threads.
+    let tx = plain_end(&at("a.sock"), 1, 2)?;
+    let rx = plain_end(&at("b.sock"), 2, 2)?;
+    Ok(Candidate {
+        name: "ovs-dpdk".into(),
+        pids: vec![pid],
+        tx,
+        rx,
+        dst: DST.parse()?,
+        next_hop: NEXT_HOP,
+        keep: Box::new(keep),
+    })
+}
+
+fn set_dpdk(vsctl: &str, memory: &[String]) -> anyhow::Result<()> {
+    let extra = memory.join(" ");
+    let mut command = Command::new("ovs-vsctl");
+    command.args(vsctl.split_whitespace().skip(1)).args(["--no-wait", "set", "Open_vSwitch", "."]);
+    command.args(["other_config:dpdk-init=true", "other_config:dpdk-lcore-mask=0x1"]);
+    command.arg(format!("other_config:pmd-cpu-mask={:#x}", 1 << DEVICE_CPU));
+    command.arg(format!("other_config:dpdk-extra=\"{extra} --no-pci --no-telemetry\""));
+    let status = command.status().context("starting ovs-vsctl")?;
+    anyhow::ensure!(status.success(), "ovs-vsctl refuses DPDK's settings");
+    Ok(())
+}
+
+fn add_ports(vsctl: &str, folder: &Path) -> anyhow::Result<()> {
+    shell::run(&format!("{vsctl} add-br br0 -- set bridge br0 datapath_type=netdev"))?;
+    for (number, end) in ["a", "b"].iter().enumerate() {
+        let socket = folder.join(format!("{end}.sock"));
+        let args = format!(
+            "net_memif{number},role=server,id=0,socket={},socket-abstract=no,rsize=10,bsize=2048",
+            socket.display()
+        );
+        shell::run(&format!(
+            "{vsctl} add-port br0 m{number} -- set Interface m{number} type=dpdk \
+             options:dpdk-devargs={args} ofport_request={}",
+            number + 1
+        ))?;
+        wait_for_file(&socket)?;
+    }
+    let management = folder.join("br0.mgmt");
+    let rule =
+        |words: &str| shell::run(&format!("ovs-ofctl {words} unix:{}", management.display()));
+    rule("del-flows")?;
+    shell::run(&format!(
+        "ovs-ofctl add-flow unix:{} in_port=1,actions=output:2",
+        management.display()
+    ))
+    .map(drop)
+}
+
+fn wait_for_file(path: &Path) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !path.exists() {
+        anyhow::ensure!(Instant::now() < end, "{} does not appear", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! The report as bars: one group per case, one bar per candidate, a whisker from least to greatest.
+
+use crate::report::{Case, Report, Series};
+use std::fmt::Write;
+
+const LEFT: f64 = 330.0;
+const WIDTH: f64 = 560.0;
+const BAR: f64 = 15.0;
+const GAP: f64 = 16.0;
+const COLOURS: [&str; 6] = ["#1f5fbf", "#9aa5b1", "#c9a227", "#7a9e7e", "#b5651d", "#8e6c8a"];
+
+/// An SVG that any browser shows.
+#[must_use]
+pub fn svg(report: &Report) -> String {
+    let mut body = String::new();
+    let mut y = 60.0;
+    for case in &report.cases {
+        y = group(&mut body, case, y) + GAP;
+    }
+    let m = &report.machine;
+    let head = format!(
+        "commit {}, {} ({} cores), Linux {}; median, whiskers from least to greatest run",
+        report.commit, m.cpu, m.cores, m.kernel
+    );
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1080\" height=\"{:.0}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"16\" y=\"24\" font-size=\"16\">Bowline beside its peers</text>\n\
+         <text x=\"16\" y=\"42\" fill=\"#555\">{}</text>\n{body}</svg>\n",
+        y + 20.0,
+        escape(&head)
+    )
+}
+
+/// Bars of one case, scaled to its longest; the next free line.
+fn group(out: &mut String, case: &Case, top: f64) -> f64 {
+    let all: Vec<(&str, &Series)> = std::iter::once((crate::OURS, &case.ours))
+        .chain(case.peers.iter().map(|(name, series)| (name.as_str(), series)))
+        .collect();
+    let longest = all.iter().map(|(_, s)| s.max).fold(1e-9, f64::max);
+    let size =
+        if case.size_bytes == 0 { String::new() } else { format!(", {} B", case.size_bytes) };
+    let mut y = top;
+    let _ = writeln!(
+        out,
+        "<text x=\"16\" y=\"{:.1}\" font-weight=\"bold\">{}{size}</text>",
+        y + 12.0,
+        escape(&case.case)
+    );
+    for (index, (name, series)) in all.iter().enumerate() {
+        bar(out, (name, series), COLOURS[index % COLOURS.len()], y, longest, case.unit);
+        y += BAR + 3.0;
+    }
+    y
+}
+
+fn bar(
+    out: &mut String,
+    (name, series): (&str, &Series),
+    colour: &str,
+    y: f64,
+    longest: f64,
+    unit: &str,
+) {
+    let x = |value: f64| LEFT + WIDTH * value / longest;
+    let middle = y + BAR / 2.0;
+    let text = if unit == "pps" {
+        format!("{:.2} Mpps", series.median / 1e6)
+    } else {
+        format!("{:.2} Gb/s", series.median / 1e9)
+    };
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
+         <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\
+         <path d=\"M{:.1} {middle:.1}H{:.1}\" stroke=\"black\"/>\
+         <text x=\"{:.1}\" y=\"{:.1}\">{text}</text>",
+        LEFT - 6.0,
+        y + 12.0,
+        escape(name),
+        x(series.median) - LEFT,
+        x(series.min),
+        x(series.max),
+        x(series.max) + 6.0,
+        y + 12.0,
+    );
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Sample;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_candidate_has_a_bar() {
+        let sample = |value| vec![Sample { value, loss_ratio: 0.0 }];
+        let samples = BTreeMap::from([
+            (crate::OURS.to_owned(), sample(2e6)),
+            ("a<b".to_owned(), sample(1e6)),
+        ]);
+        let machine = crate::report::Machine {
+            cpu: "x & y".into(),
+            cores: 2,
+            memory_mib: 1,
+            kernel: "k".into(),
+            hugepages_free: 0,
+        };
+        let cases = vec![Case::of("c", 64, 1, "pps", &samples)];
+        let text = svg(&Report { machine, commit: "abc".into(), cases });
+        assert_eq!(text.matches("<rect x=").count(), 2);
+        assert!(
+            text.contains("2.00 Mpps") && text.contains("a&lt;b") && text.contains("x &amp; y")
+        );
+        assert!(text.ends_with("</svg>\n"));
+    }
+}

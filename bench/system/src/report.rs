@@ -1,0 +1,175 @@
+//! What is measured, and how it is written down.
+
+use anyhow::Context;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Runs of one candidate.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Series {
+    /// The middle one.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest: noise only ever makes a run slower.
+    pub max: f64,
+    /// Share of frames lost, the median.
+    pub loss_ratio: f64,
+    /// All, in the order in which they ran.
+    pub runs: Vec<f64>,
+}
+
+/// One candidate's result in one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// In the case's unit.
+    pub value: f64,
+    /// Share of frames lost.
+    pub loss_ratio: f64,
+}
+
+impl Series {
+    /// Of these runs.
+    #[must_use]
+    pub fn of(samples: &[Sample]) -> Self {
+        let runs: Vec<f64> = samples.iter().map(|s| s.value).collect();
+        Self {
+            median: median(runs.clone()),
+            min: runs.iter().copied().fold(f64::INFINITY, f64::min),
+            max: runs.iter().copied().fold(0.0, f64::max),
+            loss_ratio: median(samples.iter().map(|s| s.loss_ratio).collect()),
+            runs,
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match (values.len(), values.len() / 2) {
+        (0, _) => 0.0,
+        (n, mid) if n % 2 == 1 => values[mid],
+        (_, mid) => f64::midpoint(values[mid - 1], values[mid]),
+    }
+}
+
+/// One case: Bowline and its peers, side by side.
+#[derive(Debug, Clone, Serialize)]
+pub struct Case {
+    /// Its name.
+    pub case: String,
+    /// Bytes of a frame; 0 where TCP decides.
+    pub size_bytes: usize,
+    /// Flows.
+    pub flows: u16,
+    /// `pps` or `bps`.
+    pub unit: &'static str,
+    /// Bowline.
+    pub ours: Series,
+    /// The others, by name.
+    pub peers: BTreeMap<String, Series>,
+    /// Our median by theirs.
+    pub ratio: BTreeMap<String, f64>,
+}
+
+impl Case {
+    /// From the samples of all candidates; ours is called `bowline`.
+    #[must_use]
+    pub fn of(
+        case: &str,
+        size_bytes: usize,
+        flows: u16,
+        unit: &'static str,
+        samples: &BTreeMap<String, Vec<Sample>>,
+    ) -> Self {
+        let mut peers: BTreeMap<String, Series> =
+            samples.iter().map(|(name, runs)| (name.clone(), Series::of(runs))).collect();
+        let ours = peers.remove(crate::OURS).unwrap_or_default();
+        let by = |peer: &Series| if peer.median > 0.0 { ours.median / peer.median } else { 0.0 };
+        let ratio = peers.iter().map(|(name, series)| (name.clone(), by(series))).collect();
+        Self { case: case.into(), size_bytes, flows, unit, ours, peers, ratio }
+    }
+}
+
+/// The machine, as far as figures depend on it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Model of the CPU.
+    pub cpu: String,
+    /// Cores.
+    pub cores: usize,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Kernel.
+    pub kernel: String,
+    /// Free hugepages before the first run.
+    pub hugepages_free: u64,
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn this() -> Self {
+        let field = |path: &str, key: &str| {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
+            line.split_once(':').map(|(_, v)| v.trim().to_owned()).unwrap_or_default()
+        };
+        let number = |text: String| {
+            text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            cpu: field("/proc/cpuinfo", "model name"),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: number(field("/proc/meminfo", "MemTotal")) / 1024,
+            kernel: kernel.trim().to_owned(),
+            hugepages_free: number(field("/proc/meminfo", "HugePages_Free")),
+        }
+    }
+}
+
+/// `report.json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Where.
+    pub machine: Machine,
+    /// Of what.
+    pub commit: String,
+    /// What.
+    pub cases: Vec<Case>,
+}
+
+impl Report {
+    /// Writes `report.json` and the plot beside it.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let json = folder.join("report.json");
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(&json, text).with_context(|| format!("writing {}", json.display()))?;
+        let svg = folder.join("report.svg");
+        std::fs::write(&svg, crate::plot::svg(self))
+            .with_context(|| format!("writing {}", svg.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_and_ratios() {
+        let sample = |value| Sample { value, loss_ratio: 0.0 };
+        let mut samples = BTreeMap::new();
+        samples.insert(crate::OURS.to_owned(), vec![sample(3.0), sample(9.0), sample(6.0)]);
+        samples.insert("peer".to_owned(), vec![sample(2.0), sample(4.0)]);
+        let case = Case::of("x", 64, 1, "pps", &samples);
+        assert_eq!((case.ours.median, case.ours.min, case.ours.max), (6.0, 3.0, 9.0));
+        assert_eq!(case.peers["peer"].median, 3.0);
+        assert_eq!(case.ratio["peer"], 2.0);
+        assert_eq!(Series::of(&[]).median, 0.0);
+    }
+}

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use dataplane::control::{self, Config};
+use dataplane::control::uplink::{self, Request};
+use dataplane::control::{self, Config, UplinkPort};
 use dataplane::worker::Polling;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -15,6 +16,13 @@ use wire::Mac;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    /// A NIC and how it is driven: NAME=packet, net_af_xdp, net_af_packet, a PCI address or any
+    /// DPDK device[,argument…][,physical-network=NAME]. Repeatable; none: one node only.
+    #[arg(long = "uplink", value_name = "NAME=DRIVER")]
+    uplinks: Vec<Request>,
+    /// Do not use hugepages even if some are free.
+    #[arg(long)]
+    no_huge: bool,
     /// Worker threads; each takes a core.
     #[arg(long, default_value_t = 1)]
     workers: usize,
@@ -27,25 +35,26 @@ struct Args {
     /// Where the API listens.
     #[arg(long, default_value = "/run/bowline/dataplane.sock")]
     socket: PathBuf,
-    /// What must survive a restart.
-    #[arg(long, default_value = "/var/lib/bowline/dataplane")]
-    state_dir: PathBuf,
+    /// What must survive a restart. Default: the socket's folder.
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
     /// Serve Prometheus metrics here, e.g. 127.0.0.1:9471.
     #[arg(long)]
     metrics: Option<SocketAddr>,
     /// UDP port of VXLAN, where the state does not say another.
     #[arg(long, default_value_t = control::desired::VXLAN_PORT)]
     vxlan_port: u16,
-    /// What is logged, e.g. info or dataplane=debug.
-    #[arg(long, default_value = "info")]
-    log: String,
+    /// What is logged, e.g. info or dataplane=debug. Default: $BOWLINE_LOG, or info.
+    #[arg(long)]
+    log: Option<String>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = EnvFilter::try_new(&args.log).with_context(|| {
-        format!("--log {}: not a filter; try info or dataplane=debug", args.log)
-    })?;
+    let log = args.log.clone().or_else(|| std::env::var("BOWLINE_LOG").ok());
+    let log = log.unwrap_or_else(|| "info".into());
+    let filter = EnvFilter::try_new(&log)
+        .with_context(|| format!("--log {log}: not a filter; try info or dataplane=debug"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     ensure!(
         nix::unistd::geteuid().is_root(),
@@ -56,16 +65,42 @@ fn main() -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--socket: can not make {}", folder.display()))?;
     }
+    let state_dir = match (&args.state_dir, args.socket.parent()) {
+        (Some(folder), _) => folder.clone(),
+        (None, Some(folder)) => folder.to_owned(),
+        (None, None) => PathBuf::from("."),
+    };
+    // Signals are held back from here on, so that what was taken is given back.
+    let stop = stop_on_signal()?;
+    control::start::nobody_serves(&args.socket)?;
+    let (uplinks, opened) =
+        uplink::open_all(&args.uplinks, cpus.len() as u16, &state_dir, args.no_huge)?;
+    let result = run(args, cpus, uplinks, &state_dir, stop);
+    for uplink in opened {
+        if let Err(error) = uplink.close() {
+            tracing::error!(%error, "giving an uplink back; the next start continues");
+        }
+    }
+    result
+}
+
+fn run(
+    args: Args,
+    cpus: Vec<usize>,
+    uplinks: Vec<UplinkPort>,
+    state_dir: &std::path::Path,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let config = Config {
-        router_mac: router_mac(&args.state_dir)?,
+        router_mac: router_mac(state_dir, &uplinks)?,
         socket: args.socket,
         polling: args.poll,
         cpus,
         vxlan_port: args.vxlan_port,
         metrics: args.metrics,
-        uplinks: Vec::new(),
+        uplinks,
     };
-    control::run(config, stop_on_signal()?)?;
+    control::run(config, stop)?;
     Ok(())
 }
 
@@ -113,8 +148,15 @@ fn cpus(args: &Args) -> anyhow::Result<Vec<usize>> {
     Ok(usable.split_off(usable.len() - args.workers))
 }
 
-/// The node's router MAC: made once, then kept, because other nodes write it into their packets.
-fn router_mac(state_dir: &std::path::Path) -> anyhow::Result<Mac> {
+/// The node's router MAC: of the main uplink's MAC, or made once, then kept, because other nodes
+/// write it into their packets. 06: locally administered, unicast, and none of the schemes for
+/// gateways and pods.
+fn router_mac(state_dir: &std::path::Path, uplinks: &[UplinkPort]) -> anyhow::Result<Mac> {
+    if let Some(uplink) = uplinks.first() {
+        let Mac([_, rest @ ..]) = uplink.info.mac;
+        let [a, b, c, d, e] = rest;
+        return Ok(Mac([0x06, a, b, c, d, e]));
+    }
     let path = state_dir.join("router-mac");
     let made = || path.display().to_string();
     match std::fs::read(&path) {
@@ -129,7 +171,6 @@ fn router_mac(state_dir: &std::path::Path) -> anyhow::Result<Mac> {
     }
     let mut mac = [0u8; 6];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut mac)?;
-    // 06: locally administered, unicast, and none of the schemes for gateways and pods.
     mac[0] = 0x06;
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("--state-dir: can not make {}", state_dir.display()))?;

@@ -34,11 +34,11 @@ fn nonsense_is_refused_by_field_and_changes_nothing() {
         ("networks[0].vni: 16777216 is not", |s| s.networks[0].vni = 1 << 24),
         ("networks[0].vni: 57 is not what \"blue\" has: 56", |s| s.networks[0].vni = 57),
         ("networks[1].vni: 56 is also the VNI of network \"", |s| {
-            s.networks.push(network("red", 56))
+            s.networks.push(network("red", 56));
         }),
         ("networks[0].name: \"\" must be", |s| s.networks[0].name.clear()),
         ("networks[1].name: \"blue\" is in the list twice", |s| {
-            s.networks.push(network("blue", 58))
+            s.networks.push(network("blue", 58));
         }),
         ("networks[0].encapsulation: VLAN is not carried", |s| s.networks[0].encapsulation = 1),
         ("networks[0].mtu: 1279 bytes: 1280..=9216", |s| s.networks[0].mtu = 1279),
@@ -85,7 +85,7 @@ fn nonsense_is_refused_by_field_and_changes_nothing() {
             s.interfaces[0].port = Some(api::interface::Port::Tap(api::TapPort { queues: 2 }));
         }),
         ("cluster_vteps[0]: 224.0.0.1 is not an address", |s| {
-            s.cluster_vteps.push(ip("224.0.0.1"))
+            s.cluster_vteps.push(ip("224.0.0.1"));
         }),
         ("local_vteps: has two addresses", |s| {
             s.local_vteps = vec![ip("192.0.2.1"), ip("192.0.2.2")];

@@ -29,13 +29,15 @@ pub struct EalOptions {
     pub memory_mib: u32,
     /// PCI devices that this process may take. Empty: the PCI bus is not even looked at.
     pub pci: Vec<String>,
+    /// Leave hugepages alone even if some are free.
+    pub ordinary_pages: bool,
     /// Further arguments, passed on as they are.
     pub extra: Vec<String>,
 }
 
 impl Default for EalOptions {
     fn default() -> Self {
-        Self { memory_mib: 128, pci: Vec::new(), extra: Vec::new() }
+        Self { memory_mib: 128, pci: Vec::new(), ordinary_pages: false, extra: Vec::new() }
     }
 }
 
@@ -55,7 +57,10 @@ impl Eal {
         if started.is_some() {
             return Err(Error::AlreadyInitialised);
         }
-        let memory = pick_memory(options.memory_mib);
+        let memory = match options.ordinary_pages {
+            true => Memory::OrdinaryPages,
+            false => pick_memory(options.memory_mib),
+        };
         let arguments = arguments(options, memory);
         // rte_eal_init binds its caller to one CPU; a thread of its own keeps ours where it is.
         let outcome = std::thread::scope(|scope| {

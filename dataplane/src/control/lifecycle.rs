@@ -14,7 +14,7 @@ use super::{ApplyError, Control, Ghost, Plan, Port, desired};
 use crate::path::PathEvent;
 use crate::port::Health;
 use crate::sys::descriptor::vnet_header_bytes;
-use crate::table::{IfaceId, TxOwner};
+use crate::table::IfaceId;
 use crate::worker::Report;
 
 /// How long a call waits for queues to come back. They come back later in any case.
@@ -41,7 +41,7 @@ impl Control {
         };
         if let Err(error) = result {
             self.workers.roll_back(&before);
-            for (_, id, _) in attached {
+            for (_, id) in attached {
                 // The worker that hangs gets the order when it comes back.
                 let _ = self.workers.detach(id);
             }
@@ -58,7 +58,7 @@ impl Control {
     fn attach_taps(
         &mut self,
         plan: &mut Plan,
-        attached: &mut Vec<(Arc<str>, IfaceId, Arc<[TxOwner]>)>,
+        attached: &mut Vec<(Arc<str>, IfaceId)>,
     ) -> Result<(), super::PortError> {
         let new: Vec<_> = plan
             .ifaces
@@ -75,19 +75,14 @@ impl Control {
                 continue;
             }
             let owners = self.workers.attach_tap(id, fds)?;
-            attached.push((Arc::clone(&name), id, Arc::clone(&owners)));
+            attached.push((Arc::clone(&name), id));
             self.books.plan_owners(plan, &name, owners);
         }
         Ok(())
     }
 
     /// The change is in force: books, ports and servers follow.
-    fn committed(
-        &mut self,
-        change: Change,
-        plan: Plan,
-        attached: Vec<(Arc<str>, IfaceId, Arc<[TxOwner]>)>,
-    ) {
+    fn committed(&mut self, change: Change, plan: Plan, attached: Vec<(Arc<str>, IfaceId)>) {
         for (name, new) in &plan.ifaces {
             match new {
                 None => self.let_go(name),
@@ -113,7 +108,7 @@ impl Control {
         let names: Vec<_> = plan.ifaces.keys().cloned().collect();
         self.books.commit(plan);
         self.desired.commit(change);
-        for (name, id, _) in attached {
+        for (name, id) in attached {
             self.tap_is_up(&name, id);
         }
         for name in names {
@@ -357,7 +352,7 @@ impl Control {
         match self.descriptors.get(name) {
             Some(Offered::Listener(fd)) => {
                 let ask = self.ask.clone();
-                match Server::start(Arc::clone(name), fd, wanted.clone(), ask) {
+                match Server::start(Arc::clone(name), fd, wanted, ask) {
                     Ok(server) => {
                         if self.workers.is_leaving(port.id) {
                             server.order(Order::Hold);
@@ -416,8 +411,9 @@ impl Control {
         port.reason.clear();
         port.peer.clone_from(&info.peer_name);
         (port.rx_queues, port.tx_queues) = (tx.len() as u32, rx.len() as u32);
-        port.ring_size =
-            rx.first().map(|q| q.slots()).or(tx.first().map(|q| q.slots())).unwrap_or(0);
+        let from_client = rx.first().map(memif::RxQueue::slots);
+        let slots = from_client.or_else(|| tx.first().map(memif::TxQueue::slots));
+        port.ring_size = slots.unwrap_or(0);
         let queues = rx.len().max(tx.len());
         let mut workers: Vec<_> =
             (0..queues).map(|queue| self.workers.worker_of(id, queue) as u32).collect();

@@ -77,14 +77,14 @@ impl Server {
     pub fn start(
         interface: Arc<str>,
         listener: &OwnedFd,
-        wanted: Memif,
+        wanted: &Memif,
         ask: mpsc::Sender<Ask>,
     ) -> io::Result<Self> {
         let listener = Listener::from_fd(listener.try_clone()?)?;
         let listener = watched(listener)?;
         let (orders, inbox) = mpsc::unbounded_channel();
         let task = Task {
-            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, &wanted)))),
+            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, wanted)))),
             interface,
             listener,
             busy: Rc::default(),

@@ -28,6 +28,7 @@ pub mod rewrite;
 pub mod server;
 pub mod start;
 pub mod underlay;
+pub mod uplink;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -159,7 +160,7 @@ struct Ghost {
 
 /// What there is to do.
 enum Next {
-    Report(Report),
+    Report(Box<Report>),
     Ask(Ask),
     Underlay,
     Second,
@@ -202,13 +203,13 @@ impl Control {
             let next = tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|stop| *stop) => break,
-                Some(report) = self.reports.recv() => Next::Report(report),
+                Some(report) = self.reports.recv() => Next::Report(Box::new(report)),
                 Some(ask) = self.asks.recv() => Next::Ask(ask),
                 Ok(()) = self.underlay.changed() => Next::Underlay,
                 _ = second.tick() => Next::Second,
             };
             match next {
-                Next::Report(report) => self.report(report).await,
+                Next::Report(report) => self.report(*report).await,
                 Next::Ask(ask) => self.answer(ask).await,
                 Next::Underlay => self.follow_underlay().await,
                 Next::Second => self.workers.tick(),
@@ -230,7 +231,7 @@ impl Control {
             Ask::Neighbours(reply) => drop(reply.send(self.neighbours())),
             Ask::CopyEngines(reply) => drop(reply.send(self.copy_engines())),
             Ask::Watch(reply) => drop(reply.send(self.events.watch())),
-            Ask::Observe(wanted, reply) => drop(reply.send(self.observe(wanted))),
+            Ask::Observe(wanted, reply) => drop(reply.send(self.observe(&wanted))),
             Ask::Unobserve(id) => self.unobserve(id),
             Ask::Offer { offer, fds, reply } => {
                 let error = self.offered(&offer, fds).await.err().unwrap_or_default();

@@ -47,7 +47,7 @@ pub struct Observing {
 }
 
 impl Control {
-    pub(super) fn observe(&mut self, wanted: Wanted) -> Result<Started, tonic::Status> {
+    pub(super) fn observe(&mut self, wanted: &Wanted) -> Result<Started, tonic::Status> {
         if self.observing.sessions.len() >= SESSIONS {
             let message = format!("{SESSIONS} traces and captures are under way: end one first");
             return Err(tonic::Status::resource_exhausted(message));

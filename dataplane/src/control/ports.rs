@@ -169,18 +169,22 @@ impl Workers {
         self.attach_shared(iface, rxs, txs)
     }
 
-    /// Gives a port's queues out: `txs` has one for each worker.
+    /// Gives a port's queues out. With a sending queue for each worker, every worker sends on its
+    /// own; with fewer, each queue has one owner and the others hand over.
     pub fn attach_shared(
         &mut self,
         iface: IfaceId,
         rxs: Vec<Rx>,
         txs: Vec<Tx>,
     ) -> Result<Arc<[TxOwner]>, PortError> {
-        for (worker, tx) in txs.into_iter().enumerate() {
-            self.send(worker, Command::AddTx { iface, queue: 0, tx })?;
+        let owners = tx_owners(txs.len(), self.count());
+        let own_each = owners.contains(&TxOwner::Every);
+        for (number, tx) in txs.into_iter().enumerate() {
+            let queue = if own_each { 0 } else { number as u16 };
+            self.send(number, Command::AddTx { iface, queue, tx })?;
         }
         self.add_rxs(iface, rxs)?;
-        Ok(Arc::from([TxOwner::Every]))
+        Ok(owners)
     }
 
     /// Gives a memif's rings out: each has one owner.
@@ -279,6 +283,14 @@ impl Workers {
     fn send(&mut self, worker: usize, command: Command) -> Result<(), PortError> {
         Ok(self.handles[worker].send(worker, command)?)
     }
+}
+
+/// Who sends on `queues` queues that are given to workers one by one.
+pub fn tx_owners(queues: usize, workers: usize) -> Arc<[TxOwner]> {
+    if queues >= workers {
+        return Arc::from([TxOwner::Every]);
+    }
+    (0..queues).map(|queue| TxOwner::Worker(queue as u8)).collect()
 }
 
 /// What a report means.

@@ -51,7 +51,7 @@ pub struct UplinkPort {
     pub offloads: bool,
     /// Receiving queues.
     pub rx: Vec<Rx>,
-    /// One sending queue for each worker.
+    /// One sending queue for each worker, or as many as the device has.
     pub tx: Vec<Tx>,
     /// Queues of the host tap.
     pub host_tap: Vec<OwnedFd>,
@@ -267,7 +267,10 @@ fn add_uplink(
     workers: usize,
 ) -> [Fixed; 2] {
     let info = &uplink.info;
+    let every: Arc<[TxOwner]> = Arc::from([TxOwner::Every]);
+    let owners = super::ports::tx_owners(uplink.tx.len(), workers);
     let mut add = |id, kind, name: String, peer, offloads, queues: usize| {
+        let owners = if kind == IfaceKind::Uplink { &owners } else { &every };
         let counters = per_worker(workers);
         let iface = Iface {
             id,
@@ -283,7 +286,7 @@ fn add_uplink(
             any_source: false,
             offloads,
             peer,
-            workers: Arc::from([TxOwner::Every]),
+            workers: Arc::clone(owners),
             counters: Arc::clone(&counters),
         };
         tables.ifaces.set(usize::from(id.0), Some(Arc::new(iface)));
@@ -350,6 +353,17 @@ pub fn fds_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".fds");
     path.into()
+}
+
+/// Refuses to go on where another data plane serves: before anything is taken from the node.
+///
+/// # Errors
+/// [`Error::SocketTaken`].
+pub fn nobody_serves(socket: &Path) -> Result<(), Error> {
+    match UnixStream::connect(socket) {
+        Ok(_) => Err(Error::SocketTaken { path: socket.into() }),
+        Err(_) => Ok(()),
+    }
 }
 
 fn bind_api(path: &Path) -> Result<tokio::net::UnixListener, Error> {

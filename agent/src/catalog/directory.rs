@@ -19,7 +19,7 @@ use multinet::store::{Store, StoreError};
 use multinet::types::meta::{LabelSelector, Resource};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::file::{FileContent, Key, parse};
+use super::file::{END, FileContent, Key, parse};
 
 /// Locks are files that stay; so many of them keep writers of different objects apart.
 const LOCK_SHARDS: u64 = 32;
@@ -27,6 +27,9 @@ const LOCK_SHARDS: u64 = 32;
 const STALE_TEMPORARY: Duration = Duration::from_secs(60);
 /// Largest file that is read: a catalog object is a few kilobytes.
 const MAX_FILE_BYTES: u64 = 8 << 20;
+
+/// Where the kernel gives a new UUID at each reading.
+const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// What tells two states of a file apart without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,15 +69,22 @@ struct Inner {
     root: PathBuf,
     /// Files as last read, by path.
     cache: Mutex<HashMap<PathBuf, (Stamp, Arc<FileContent>)>>,
+    /// Numbers temporary files …
     temporary: AtomicU64,
+    /// … of this writer: agents of several machines may share the directory.
+    writer: String,
 }
 
 impl Directory {
     /// Opens the catalog below `root`, which is made if it does not exist.
     pub fn open(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root.join(".locks"))?;
-        let inner =
-            Inner { root: root.to_owned(), cache: Mutex::default(), temporary: AtomicU64::new(0) };
+        let inner = Inner {
+            root: root.to_owned(),
+            cache: Mutex::default(),
+            temporary: AtomicU64::new(0),
+            writer: new_uid()?,
+        };
         let directory = Self { inner: Arc::new(inner) };
         directory.remove_stale_temporaries()?;
         Ok(directory)
@@ -207,7 +217,8 @@ impl Directory {
         }
         let mut object = object.clone();
         if object.meta().uid.is_none() {
-            object.meta_mut().uid = Some(new_uid()?);
+            object.meta_mut().uid =
+                Some(new_uid().map_err(|e| unavailable("read", Path::new(RANDOM_UUID), &e))?);
         }
         self.replace(&key, object)
     }
@@ -253,9 +264,10 @@ impl Directory {
     /// Writes the object's file and returns the object as stored.
     fn replace<R: Resource>(&self, key: &Key, mut object: R) -> Result<R, StoreError> {
         object.meta_mut().resource_version = None;
-        let text = serde_yaml_ng::to_string(&object).map_err(|e| {
+        let mut text = serde_yaml_ng::to_string(&object).map_err(|e| {
             StoreError::Unavailable(format!("{key} cannot be written as YAML: {e}"))
         })?;
+        text.push_str(END);
         let path = self.root().join(key.file());
         self.write_whole(&path, text.as_bytes()).map_err(|e| unavailable("write", &path, &e))?;
         self.cache().remove(&path);
@@ -267,7 +279,7 @@ impl Directory {
         let parent = path.parent().unwrap_or(self.root());
         fs::create_dir_all(parent)?;
         let number = self.inner.temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = parent.join(format!(".tmp-{}-{number}", std::process::id()));
+        let temporary = parent.join(format!(".tmp-{}-{number}", self.inner.writer));
         let written =
             write_and_flush(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
@@ -414,8 +426,6 @@ fn version_of(bytes: &[u8]) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn new_uid() -> Result<String, StoreError> {
-    let path = Path::new("/proc/sys/kernel/random/uuid");
-    let uid = fs::read_to_string(path).map_err(|e| unavailable("read", path, &e))?;
-    Ok(uid.trim().to_owned())
+fn new_uid() -> io::Result<String> {
+    Ok(fs::read_to_string(RANDOM_UUID)?.trim().to_owned())
 }

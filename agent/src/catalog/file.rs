@@ -18,6 +18,9 @@ use serde::Deserialize;
 
 use super::check;
 
+/// YAML's end of a document: the last line of every file that the agent writes.
+pub(crate) const END: &str = "...\n";
+
 /// An object of any kind; [`Resource`]s are recovered by their type.
 pub(crate) type AnyObject = Arc<dyn Any + Send + Sync>;
 
@@ -133,7 +136,8 @@ pub(crate) fn parse(file: &Path, text: &str, version: String) -> FileContent {
     let starts = document_lines(text);
     let heads = serde_yaml_ng::Deserializer::from_str(text);
     let bodies = serde_yaml_ng::Deserializer::from_str(text);
-    for (index, (head, body)) in heads.zip(bodies).enumerate() {
+    // A syntax error ends the text for good, and the reader then repeats it for ever.
+    for (index, (head, body)) in heads.zip(bodies).take(starts.len()).enumerate() {
         let place = Place {
             file,
             start: starts.get(index).copied().unwrap_or(1),
@@ -149,19 +153,32 @@ pub(crate) fn parse(file: &Path, text: &str, version: String) -> FileContent {
             }
             Err(problems) => {
                 content.count += 1;
-                content.problems.extend(problems);
+                let new = problems.into_iter().filter(|p| !content.problems.contains(p));
+                let new: Vec<_> = new.collect();
+                content.problems.extend(new);
             }
         }
     }
+    let whole_problem = |message: String| FileProblem {
+        file: file.to_owned(),
+        line: 0,
+        object: String::new(),
+        field: String::new(),
+        message,
+        refused: true,
+    };
     if content.count == 0 {
-        content.problems.push(FileProblem {
-            file: file.to_owned(),
-            line: 0,
-            object: String::new(),
-            field: String::new(),
-            message: "the file is empty; delete it to remove what it held".into(),
-            refused: true,
-        });
+        let message = "the file is empty; delete it to remove what it held";
+        content.problems.push(whole_problem(message.into()));
+    }
+    // The first half of a block is a block with free addresses: it must not be believed.
+    if file.starts_with(AddressBlock::KIND) && !text.ends_with(END) {
+        content.documents.clear();
+        let message = format!(
+            "the file is cut off: its last line is not \"{}\"; restore it from a copy",
+            END.trim()
+        );
+        content.problems.push(whole_problem(message));
     }
     content
 }
@@ -284,14 +301,13 @@ impl Place<'_> {
     }
 }
 
+/// A document and what deserves a word about it, or what is wrong with it.
+type ReadDocument = Result<(Document, Vec<FileProblem>), Vec<FileProblem>>;
+
 struct KindEntry {
     kind: &'static str,
     api_version: &'static str,
-    read: fn(
-        &Place<'_>,
-        &str,
-        serde_yaml_ng::Deserializer<'_>,
-    ) -> Result<(Document, Vec<FileProblem>), Vec<FileProblem>>,
+    read: fn(&Place<'_>, &str, serde_yaml_ng::Deserializer<'_>) -> ReadDocument,
 }
 
 const fn entry<R: Resource + check::Checked>() -> KindEntry {
@@ -313,7 +329,7 @@ fn read_as<R: Resource + check::Checked>(
     place: &Place<'_>,
     name: &str,
     body: serde_yaml_ng::Deserializer<'_>,
-) -> Result<(Document, Vec<FileProblem>), Vec<FileProblem>> {
+) -> ReadDocument {
     let mut object: R =
         serde_path_to_error::deserialize(body).map_err(|e| vec![place.decode_problem(name, &e)])?;
     if object.meta().name.is_empty() {

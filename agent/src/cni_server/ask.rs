@@ -42,10 +42,11 @@ impl Asker {
         let namespace_name = if args.namespace.is_empty() { "default" } else { &args.namespace };
         let name = if args.name.is_empty() { &request.container_id } else { &args.name };
         let known = snapshot.get::<Pod>(Some(namespace_name), name);
-        let mut pod = known.map(|p| p.metadata.clone()).unwrap_or_else(|| ObjectMeta {
+        let described = || ObjectMeta {
             annotations: described_annotations(request),
             ..ObjectMeta::named(name)
-        });
+        };
+        let mut pod = known.map_or_else(described, |p| p.metadata.clone());
         pod.namespace = Some(namespace_name.to_owned());
         let config_hash = pod.annotations.get("kubernetes.io/config.hash").cloned();
         let given = [config_hash.as_ref(), Some(&args.uid), pod.uid.as_ref()];
@@ -99,17 +100,16 @@ pub(super) fn interfaces(request: &Request, asker: &Asker) -> Result<Vec<Asked>,
         let wish = own_wish(request, asker)?;
         asked.push(Asked { wish, own: true, index: main.then_some(0) });
     }
-    if chained || main {
-        if let Some(text) = asker.pod.annotations.get(pod::INTERFACES) {
-            let taken = ["lo", request.ifname.as_str()];
-            let wishes = pod::parse_interfaces(text, &taken).map_err(refused)?;
-            let further = wishes.into_iter().enumerate();
-            asked.extend(further.map(|(place, wish)| Asked {
-                wish,
-                own: false,
-                index: Some(place + 1),
-            }));
-        }
+    let annotation = asker.pod.annotations.get(pod::INTERFACES);
+    if let Some(text) = annotation.filter(|_| chained || main) {
+        let taken = ["lo", request.ifname.as_str()];
+        let wishes = pod::parse_interfaces(text, &taken).map_err(refused)?;
+        let further = wishes.into_iter().enumerate();
+        asked.extend(further.map(|(place, wish)| Asked {
+            wish,
+            own: false,
+            index: Some(place + 1),
+        }));
     }
     Ok(asked)
 }

@@ -36,12 +36,14 @@ pub(crate) struct Told {
     pub refuse: HashMap<String, String>,
 }
 
+type EventSender = mpsc::Sender<Result<api::Event, Status>>;
+
 #[derive(Debug, Clone)]
 struct Service {
     told: Arc<Mutex<Told>>,
     boot_id: String,
     vtep: [u8; 4],
-    watchers: Arc<Mutex<Vec<mpsc::Sender<Result<api::Event, Status>>>>>,
+    watchers: Arc<Mutex<Vec<EventSender>>>,
 }
 
 /// A running stand-in. Dropping it is the data plane's death.

@@ -11,7 +11,7 @@ use wire::{
     Ethernet, Header, Ipv4, Ipv6, Mac, Piece, U32, Udp, Vxlan, Walk, ether_type, ports, protocol,
 };
 
-use super::encap::TUNNEL;
+use super::encap::{TUNNEL, ecn_of};
 use super::ingress::{Link, v4, v6};
 use super::probe::note;
 use super::{Checksum, Context, DropReason, Packet, Probe, Step, Verdict};
@@ -257,7 +257,7 @@ pub(super) fn merge_ecn(packet: &mut Packet<'_>, outer_ecn: u8) -> bool {
         return true;
     }
     let (l3, version) = (usize::from(packet.meta.l3), packet.meta.ip_version);
-    let inner = super::encap::inner_ecn(packet.head(), l3, version);
+    let inner = ecn_of(packet.head().get(l3..).unwrap_or(&[]), version);
     let merged = match (inner, outer_ecn) {
         (0, CE) => return false,
         (0, _) | (CE, _) => return true,

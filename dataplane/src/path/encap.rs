@@ -7,95 +7,96 @@
 use wire::checksum::Sum;
 use wire::{Ethernet, Header, Ipv4, Ipv6, Udp, Vxlan, ports, protocol};
 
-use super::rewrite::ether_type;
-use super::{Checksum, Packet};
+use super::rewrite::{AGED, age, ether_type};
+use super::{Checksum, Gso, Packet};
 use crate::table::NextHop;
 
 /// UDP, VXLAN and inner Ethernet.
 pub(super) const TUNNEL: usize = Udp::BYTES + Vxlan::BYTES + Ethernet::BYTES;
+/// All that is put in front of the inner IP header.
 const FULL4: usize = Ethernet::BYTES + Ipv4::BYTES + TUNNEL;
+const FULL6: usize = Ethernet::BYTES + Ipv6::BYTES + TUNNEL;
 
-/// ECN bits of the inner packet, `l3` bytes into `head`.
+/// ECN bits at the front of an IP header.
 #[inline(always)]
-pub(super) fn inner_ecn(head: &[u8], l3: usize, version: u8) -> u8 {
-    if version == 4 {
-        head.get(l3 + 1).map_or(0, |tos| tos & Ipv4::ECN)
-    } else {
-        Ipv6::at(head, l3).map_or(0, Ipv6::ecn)
-    }
-}
-
-/// Replaces everything in front of the IP header by the next hop's outer headers.
-#[inline(always)]
-fn put(packet: &mut Packet<'_>, hop: &NextHop) -> bool {
-    let (rewrite, _) = hop.rewrite.split_at(usize::from(hop.rewrite_len).min(hop.rewrite.len()));
-    // The usual length is copied without a call.
-    packet.pull(packet.meta.l3)
-        && match <&[u8; FULL4]>::try_from(rewrite) {
-            Ok(rewrite) => packet.push(rewrite),
-            Err(_) => packet.push(rewrite),
-        }
+pub(super) fn ecn_of(ip: &[u8], version: u8) -> u8 {
+    let Some(second) = ip.get(1) else { return 0 };
+    if version == 4 { second & Ipv4::ECN } else { second >> 4 & 3 }
 }
 
 /// Over IPv4.
 #[inline(always)]
-pub(super) fn ip4(packet: &mut Packet<'_>, hop: &NextHop, ip_bytes: u32) -> bool {
+pub(super) fn ip4(
+    packet: &mut Packet<'_>,
+    hop: &NextHop,
+    ip_bytes: u32,
+    enters: bool,
+) -> Option<()> {
     let (version, hash) = (packet.meta.ip_version, packet.meta.flow_hash);
-    let ecn = inner_ecn(packet.head(), usize::from(packet.meta.l3), version);
-    if !put(packet, hop) {
-        return false;
+    if usize::from(hop.rewrite_len) != FULL4 {
+        return None;
     }
     packet.meta.outer = 4;
-    let l3 = usize::from(packet.meta.l3);
-    let Some(at) = l3.checked_sub(Ipv4::BYTES + TUNNEL) else { return false };
-    let Some((ip, rest)) = packet.head_mut().get_mut(at..l3).and_then(|outer| {
-        let (ip, rest) = outer.split_at_mut_checked(Ipv4::BYTES)?;
-        Some((Ipv4::view_mut(ip)?, rest))
-    }) else {
-        return false;
-    };
+    let head = packet.reheader::<{ FULL4 as u16 }, { FULL4 + AGED }>()?;
+    let (outer, inner) = head.split_first_chunk_mut::<FULL4>()?;
+    *outer = *hop.rewrite.first_chunk()?;
+    let ecn = ecn_of(inner, version);
+    age(inner, version, enters)?;
+
+    let (_, outer) = outer.split_first_chunk_mut::<{ Ethernet::BYTES }>()?;
+    let (ip, outer) = outer.split_first_chunk_mut::<{ Ipv4::BYTES }>()?;
     // Of a super-frame no more than the first piece fits: its pieces get their own lengths.
     let udp_bytes = (TUNNEL as u32 + ip_bytes).min(u32::from(u16::MAX) - Ipv4::BYTES as u32) as u16;
+    let ip = Ipv4::view_mut(ip)?;
     ip.tos = ecn;
     ip.total_len.set(udp_bytes + Ipv4::BYTES as u16);
     ip.checksum.set(0);
     ip.checksum.set(ip.sum().complement());
-    let Some(rest) = rest.first_chunk_mut::<TUNNEL>() else { return false };
-    rest[TUNNEL - 2..].copy_from_slice(&ether_type(version));
-    let Some(udp) = Udp::view_mut(rest) else { return false };
-    udp.src_port.set(ports::entropy_port(hash));
-    udp.len.set(udp_bytes);
-    udp.checksum.set(0);
-    true
+    finish(outer, version, hash, udp_bytes)
 }
 
 /// Over IPv6.
 #[inline(never)]
-pub(super) fn ip6(packet: &mut Packet<'_>, hop: &NextHop, ip_bytes: u32) -> bool {
+pub(super) fn ip6(
+    packet: &mut Packet<'_>,
+    hop: &NextHop,
+    ip_bytes: u32,
+    enters: bool,
+) -> Option<()> {
     let (version, hash) = (packet.meta.ip_version, packet.meta.flow_hash);
-    let ecn = inner_ecn(packet.head(), usize::from(packet.meta.l3), version);
-    if !put(packet, hop) {
-        return false;
+    if usize::from(hop.rewrite_len) != FULL6 {
+        return None;
     }
     packet.meta.outer = 6;
-    let l3 = usize::from(packet.meta.l3);
-    let Some(at) = l3.checked_sub(Ipv6::BYTES + TUNNEL) else { return false };
+    let head = packet.reheader::<{ FULL6 as u16 }, { FULL6 + AGED }>()?;
+    let (outer, inner) = head.split_first_chunk_mut::<FULL6>()?;
+    *outer = *hop.rewrite.first_chunk()?;
+    let ecn = ecn_of(inner, version);
+    age(inner, version, enters)?;
+
+    let (_, outer) = outer.split_first_chunk_mut::<{ Ethernet::BYTES }>()?;
+    let (ip, outer) = outer.split_first_chunk_mut::<{ Ipv6::BYTES }>()?;
     let udp_bytes = (TUNNEL as u32 + ip_bytes).min(u32::from(u16::MAX)) as u16;
-    let head = packet.head_mut();
-    let Some(ip) = Ipv6::at_mut(head, at) else { return false };
+    let ip = Ipv6::view_mut(ip)?;
     // Traffic class 0, and the flow's entropy as flow label (RFC 6438).
     ip.version_class_flow.set(6 << 28 | u32::from(ecn) << 20 | hash & 0x000f_ffff);
     ip.payload_len.set(udp_bytes);
-    let Some(rest) = head.get_mut(at + Ipv6::BYTES..l3) else { return false };
-    let Some(kind) = rest.last_chunk_mut::<2>() else { return false };
-    *kind = ether_type(version);
-    let Some(udp) = Udp::view_mut(rest) else { return false };
+    finish(outer, version, hash, udp_bytes)?;
+    if packet.meta.gso == Gso::None && packet.meta.fragment_mtu == 0 {
+        fill_udp6(packet, Ethernet::BYTES);
+    }
+    Some(())
+}
+
+/// UDP and the inner EtherType.
+#[inline(always)]
+fn finish(outer: &mut [u8], version: u8, hash: u32, udp_bytes: u16) -> Option<()> {
+    *outer.last_chunk_mut::<2>()? = ether_type(version);
+    let udp = Udp::view_mut(outer)?;
     udp.src_port.set(ports::entropy_port(hash));
     udp.len.set(udp_bytes);
-    if packet.meta.gso == super::Gso::None && packet.meta.fragment_mtu == 0 {
-        fill_udp6(packet, at);
-    }
-    true
+    udp.checksum.set(0);
+    Some(())
 }
 
 /// The checksum of the outer UDP header whose IPv6 header is `at` bytes into the head.

@@ -111,7 +111,7 @@ pub(super) fn reply<P: Probe>(
     if ip_bytes > u32::from(hop.mtu_bytes) {
         return Verdict::Drop(DropReason::TooBig);
     }
-    match rewrite::send(packet, id, hop, ip_bytes, probe) {
+    match rewrite::send(packet, id, hop, ip_bytes, false, probe) {
         Verdict::Forward => Verdict::Answer,
         other => other,
     }

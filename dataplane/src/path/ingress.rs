@@ -78,13 +78,16 @@ pub(super) fn owns_link_local(vrf: &Vrf, addr: u128) -> bool {
 #[inline(always)]
 pub(super) fn source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
     // The common case ends here: the interface has one address, and this is it.
-    if from.outer.is_none() && from.iface.addrs4.contains(&ip.src) {
+    if from.outer.is_none() && from.iface.addrs4.first() == Some(&ip.src) {
         return Continue(());
     }
     foreign_source4(from, ip, probe)
 }
 
 fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
+    if from.outer.is_none() && from.iface.addrs4.contains(&ip.src) {
+        return Continue(());
+    }
     if is_martian_source4(ip.src) {
         note!(probe, Ingress, "{} can not be a sender's address", v4(ip.src));
         return Break(Verdict::Drop(DropReason::MartianSource));
@@ -99,13 +102,16 @@ fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<
 /// Checks an IPv6 source address. Link-scope control messages have been taken out before.
 #[inline(always)]
 pub(super) fn source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> {
-    if from.outer.is_none() && from.iface.addrs6.contains(&ip.src) {
+    if from.outer.is_none() && from.iface.addrs6.first() == Some(&ip.src) {
         return Continue(());
     }
     foreign_source6(from, ip, probe)
 }
 
 fn foreign_source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> {
+    if from.outer.is_none() && from.iface.addrs6.contains(&ip.src) {
+        return Continue(());
+    }
     let gateway = link_local_of(from.vrf.gateway_mac);
     if ip.dst == gateway && owns_link_local(from.vrf, ip.src) && from.outer.is_none() {
         // A ping of the gateway on the link.

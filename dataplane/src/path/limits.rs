@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow::{Break, Continue};
 
-use wire::{Header, Icmp4, Icmp6, Ipv4, Ipv6, protocol};
+use wire::{Icmp4, Icmp6};
 
 use super::icmp_error::{self, Told};
 use super::parse::{GSO_SEGMENTS_MAX, GSO_SIZE_MIN, Ip4, Ip6, l4_header_bytes};
@@ -10,8 +10,8 @@ use super::probe::note;
 use super::{Context, DropReason, Gso, Origin, Packet, Probe, Step, Verdict, bump};
 use crate::table::{HopKind, NextHop};
 
-/// TTL and MTU of an IPv4 packet on its way to `hop`. The TTL falls where a packet enters the
-/// realm, not a second time where it leaves a tunnel.
+/// TTL and MTU of an IPv4 packet on its way to `hop`. The TTL falls (see [`super::rewrite`]) where
+/// a packet enters the realm, not a second time where it leaves a tunnel.
 #[inline(always)]
 pub(super) fn ip4<P: Probe>(
     cx: &mut Context<'_>,
@@ -27,14 +27,10 @@ pub(super) fn ip4<P: Probe>(
         let told = Told { kind: Icmp4::TIME_EXCEEDED, code: 0, rest: 0 };
         return Break(icmp_error::ip4(cx, from, packet, ip, DropReason::TtlExpired, told, probe));
     }
-    local_or_tunnel(cx, from, packet, hop, probe)?;
+    local_or_tunnel(cx, from, packet, hop, ip.ports, probe)?;
     let mtu = hop.mtu_bytes;
     if ip.bytes > mtu && size(packet, u32::from(ip.bytes)) > u32::from(mtu) {
         too_big4(cx, from, packet, ip, mtu, probe)?;
-    }
-    let l3 = usize::from(packet.meta.l3);
-    if enters && let Some(header) = Ipv4::at_mut(packet.head_mut(), l3) {
-        header.decrement_ttl();
     }
     Continue(())
 }
@@ -55,16 +51,12 @@ pub(super) fn ip6<P: Probe>(
         let told = Told { kind: Icmp6::TIME_EXCEEDED, code: 0, rest: 0 };
         return Break(icmp_error::ip6(cx, from, packet, ip, DropReason::TtlExpired, told, probe));
     }
-    local_or_tunnel(cx, from, packet, hop, probe)?;
+    local_or_tunnel(cx, from, packet, hop, ip.ports, probe)?;
     let mtu = u32::from(hop.mtu_bytes);
     if ip.bytes > mtu && size(packet, ip.bytes) > mtu {
         note!(probe, Limits, "{} bytes do not fit the MTU {mtu}", size(packet, ip.bytes));
         let told = Told { kind: Icmp6::PACKET_TOO_BIG, code: 0, rest: mtu };
         return Break(icmp_error::ip6(cx, from, packet, ip, DropReason::TooBig, told, probe));
-    }
-    let l3 = usize::from(packet.meta.l3);
-    if enters && let Some(header) = Ipv6::at_mut(packet.head_mut(), l3) {
-        header.hop_limit = header.hop_limit.wrapping_sub(1);
     }
     Continue(())
 }
@@ -77,32 +69,29 @@ fn local_or_tunnel<P: Probe>(
     from: &Origin<'_>,
     packet: &Packet<'_>,
     hop: &NextHop,
+    ports: u32,
     probe: &mut P,
 ) -> Step<()> {
     if from.outer.is_some() && hop.kind != HopKind::Local {
         note!(probe, Limits, "out of one tunnel into another");
         return Break(Verdict::Drop(DropReason::TunnelHairpin));
     }
-    if packet.meta.protocol == protocol::UDP && hop.kind == HopKind::Local {
-        injection(cx, from, packet, hop, probe)?;
+    if ports as u16 == cx.tables.node.vxlan_port && from.outer.is_none() {
+        injection(cx, packet, hop, probe)?;
     }
     Continue(())
 }
 
 /// Whether a pod's packet would reach a tunnel end through the node's own leg.
-#[inline]
+#[cold]
 fn injection<P: Probe>(
     cx: &Context<'_>,
-    from: &Origin<'_>,
     packet: &Packet<'_>,
     hop: &NextHop,
     probe: &mut P,
 ) -> Step<()> {
-    if from.outer.is_some() || !bump::is_to_vxlan_port(cx.tables, packet) {
-        return Continue(());
-    }
     let to_node = cx.tables.iface(hop.out).is_some_and(|out| out.any_source);
-    if to_node && bump::names_tunnel_end(cx.tables, packet) {
+    if to_node && bump::is_injection(cx.tables, packet) {
         note!(probe, Limits, "VXLAN to a tunnel end by way of the node");
         return Break(Verdict::Drop(DropReason::VxlanInjection));
     }

@@ -147,7 +147,7 @@ fn from_pod<P: Probe>(
 }
 
 /// A bare IP packet from a pod's memif in IP mode.
-#[inline]
+#[inline(never)]
 fn from_ip_pod<P: Probe>(
     cx: &mut Context<'_>,
     iface: &Iface,
@@ -165,7 +165,7 @@ fn from_ip_pod<P: Probe>(
 }
 
 /// A frame from the fabric: out of a tunnel into a VRF, or the node's own.
-#[inline]
+#[inline(never)]
 fn from_uplink<P: Probe>(
     cx: &mut Context<'_>,
     iface: &Iface,
@@ -220,11 +220,11 @@ fn packet4<P: Probe>(
         }
     };
     limits::ip4(cx, from, packet, ip, hop, probe)?;
-    Continue(rewrite::send(packet, id, hop, u32::from(ip.bytes), probe))
+    Continue(rewrite::send(packet, id, hop, u32::from(ip.bytes), from.outer.is_none(), probe))
 }
 
 /// An IPv6 packet in a VRF.
-#[inline(always)]
+#[inline(never)]
 fn packet6<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
@@ -250,7 +250,7 @@ fn packet6<P: Probe>(
         }
     };
     limits::ip6(cx, from, packet, ip, hop, probe)?;
-    Continue(rewrite::send(packet, id, hop, ip.bytes, probe))
+    Continue(rewrite::send(packet, id, hop, ip.bytes, from.outer.is_none(), probe))
 }
 
 /// The inner packet stands for itself from here on.

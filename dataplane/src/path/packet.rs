@@ -180,6 +180,25 @@ impl<'a> Packet<'a> {
         true
     }
 
+    /// Moves the start so that `H` bytes (of no meaning yet) lie in front of the IP header, and
+    /// gives the first `W` bytes. Offsets in the meta are moved along. The packet's own bytes from
+    /// `meta.l3` on stay where they are.
+    #[inline(always)]
+    pub fn reheader<const H: u16, const W: usize>(&mut self) -> Option<&mut [u8; W]> {
+        let meta = &mut *self.meta;
+        let ip_at = meta.start.wrapping_add(meta.l3);
+        let start = ip_at.checked_sub(H)?;
+        let bytes = self.slot.0.get_mut(usize::from(start)..usize::from(meta.end))?;
+        let window = bytes.first_chunk_mut::<W>()?;
+        // One distance for all; unsigned arithmetic that wraps goes both ways.
+        let moved = meta.start.wrapping_sub(start);
+        meta.l4 = if meta.l4 == 0 { 0 } else { meta.l4.wrapping_add(moved) };
+        meta.csum_start = meta.csum_start.wrapping_add(moved);
+        meta.l3 = H;
+        meta.start = start;
+        Some(window)
+    }
+
     /// What to do when parsing needs more bytes than the head has.
     #[cold]
     pub fn more(&mut self) -> Verdict {

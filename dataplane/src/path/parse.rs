@@ -22,6 +22,8 @@ pub(super) struct Ip4 {
     pub bytes: u16,
     pub ttl: u8,
     pub dont_fragment: bool,
+    /// Source and destination port, where there are any.
+    pub ports: u32,
 }
 
 /// An IPv6 header's facts.
@@ -33,66 +35,92 @@ pub(super) struct Ip6 {
     pub bytes: u32,
     pub hop_limit: u8,
     pub piece: Piece,
+    /// Source and destination port, where there are any.
+    pub ports: u32,
+}
+
+/// What is parsed of either family, before it goes into the meta.
+struct Upper {
+    protocol: u8,
+    /// Bytes of the IP header with all that belongs to it.
+    header_bytes: u16,
+    /// Bytes that follow it.
+    bytes: u32,
+    /// Whether the layer-4 header follows: not in a fragment, where ports are not in every piece.
+    whole: bool,
+    ports: u32,
+    /// Hash of the addresses.
+    addresses: u64,
 }
 
 /// Parses the IPv4 packet `l3` bytes into the frame by RFC 1812 §5.2.2, and trims the padding
 /// behind it.
 #[inline(always)]
 pub(super) fn ip4(packet: &mut Packet<'_>, l3: u16) -> Step<Ip4> {
+    const PORTS: usize = 4;
     let offset = usize::from(l3);
     let available = packet.frame_bytes().saturating_sub(offset);
-    let head = packet.head();
-    let Some(ip) = Ipv4::at(head, offset) else { return Break(packet.more()) };
-    if ip.version_ihl != 0x45 {
-        options4(packet, offset)?;
-    } else if ip.sum().fold() != 0xffff {
-        return Break(Verdict::Drop(DropReason::Ip4BadChecksum));
-    }
-    let Some(ip) = Ipv4::at(packet.head(), offset) else { return Break(packet.more()) };
-    let bytes = ip.total_len.get();
+    let bytes = packet.head().get(offset..).unwrap_or(&[]);
+    // One look at a fixed number of bytes does for nearly all packets.
+    let (ip, ports) = match bytes.first_chunk::<{ Ipv4::BYTES + PORTS }>() {
+        Some(fixed) if fixed[0] == 0x45 => {
+            let (header, ports) = fixed.split_at(Ipv4::BYTES);
+            let Some(ip) = Ipv4::view(header) else { return Break(packet.more()) };
+            if !ip.verifies() {
+                return Break(Verdict::Drop(DropReason::Ip4BadChecksum));
+            }
+            (ip, ports)
+        }
+        _ => match unusual4(bytes) {
+            Ok(parts) => parts,
+            Err(Some(reason)) => return Break(Verdict::Drop(reason)),
+            Err(None) => return Break(packet.more()),
+        },
+    };
+    let total = ip.total_len.get();
     let header_bytes = ip.header_bytes();
-    if usize::from(bytes) < header_bytes {
+    let Some(l4_bytes) = usize::from(total).checked_sub(header_bytes) else {
         return Break(Verdict::Drop(DropReason::Ip4Malformed));
-    }
-    if usize::from(bytes) > available {
+    };
+    if usize::from(total) > available {
         return Break(Verdict::Drop(DropReason::Runt));
     }
-    let facts = Ip4 {
-        src: ip.src.get(),
-        dst: ip.dst.get(),
-        bytes,
-        ttl: ip.ttl,
-        dont_fragment: ip.dont_fragment(),
+    let whole = !ip.is_fragment();
+    let Some(ports) = ports_of(ip.protocol, whole, l4_bytes, ports) else {
+        return Break(packet.more());
     };
-    let upper = ip.protocol;
-    let fragment = ip.is_fragment();
-    let flow = mix(u64::from(facts.src) << 32 | u64::from(facts.dst));
-    if usize::from(bytes) < available {
-        packet.trim(offset + usize::from(bytes));
+    let (src, dst) = (ip.src.get(), ip.dst.get());
+    let facts =
+        Ip4 { src, dst, bytes: total, ttl: ip.ttl, dont_fragment: ip.dont_fragment(), ports };
+    let upper = Upper {
+        protocol: ip.protocol,
+        header_bytes: header_bytes as u16,
+        bytes: l4_bytes as u32,
+        whole,
+        ports,
+        addresses: mix(u64::from(src) << 32 | u64::from(dst)),
+    };
+    if usize::from(total) < available {
+        packet.trim(offset + usize::from(total));
     }
-    packet.meta.l3 = l3;
     packet.meta.ip_version = 4;
-    let l4 = (!fragment).then_some(l3 + header_bytes as u16);
-    layer4(packet, upper, l4, usize::from(bytes) - header_bytes, flow)?;
+    note_upper(packet, l3, &upper)?;
     Continue(facts)
 }
 
-/// A header with options, or not one at all.
+/// A header with options, at the end of the head, or not one at all. `None` asks for more.
 #[cold]
-fn options4(packet: &mut Packet<'_>, offset: usize) -> Step<()> {
-    let malformed = Break(Verdict::Drop(DropReason::Ip4Malformed));
-    let Some(ip) = Ipv4::at(packet.head(), offset) else { return Break(packet.more()) };
+fn unusual4(bytes: &[u8]) -> Result<(&Ipv4, &[u8]), Option<DropReason>> {
+    let ip = Ipv4::view(bytes).ok_or(None)?;
     let header_bytes = ip.header_bytes();
     if ip.version() != 4 || header_bytes < Ipv4::BYTES {
-        return malformed;
+        return Err(Some(DropReason::Ip4Malformed));
     }
-    match packet.head().get(offset..offset + header_bytes) {
-        None => Break(packet.more()),
-        Some(header) if Sum::of(header).fold() != 0xffff => {
-            Break(Verdict::Drop(DropReason::Ip4BadChecksum))
-        }
-        Some(_) => Continue(()),
+    let (header, rest) = bytes.split_at_checked(header_bytes).ok_or(None)?;
+    if !Sum::of(header).verifies() {
+        return Err(Some(DropReason::Ip4BadChecksum));
     }
+    Ok((ip, rest))
 }
 
 /// Parses the IPv6 packet `l3` bytes into the frame, and trims the padding behind it.
@@ -100,46 +128,83 @@ fn options4(packet: &mut Packet<'_>, offset: usize) -> Step<()> {
 pub(super) fn ip6(packet: &mut Packet<'_>, l3: u16) -> Step<Ip6> {
     let offset = usize::from(l3);
     let available = packet.frame_bytes().saturating_sub(offset);
-    let Some(bytes) = packet.head().get(offset..) else { return Break(packet.more()) };
-    let Some(ip) = Ipv6::view(bytes) else { return Break(packet.more()) };
+    let bytes = packet.head().get(offset..).unwrap_or(&[]);
+    let Some((ip, rest)) = Ipv6::split(bytes) else { return Break(packet.more()) };
     if ip.version() != 6 {
         return Break(Verdict::Drop(DropReason::Ip6Malformed));
     }
-    let payload = usize::from(ip.payload_len.get());
-    let total = Ipv6::BYTES + payload;
+    let total = Ipv6::BYTES + usize::from(ip.payload_len.get());
     if total > available {
         return Break(Verdict::Drop(DropReason::Runt));
     }
-    let upper = match Ipv6::walk(bytes) {
-        Walk::Found(upper) => upper,
-        Walk::TooMany => return Break(Verdict::Drop(DropReason::HeadTooDeep)),
-        // Not more bytes, but fewer: the chain reaches beyond the packet.
-        Walk::Short if bytes.len() >= total => {
-            return Break(Verdict::Drop(DropReason::Ip6Malformed));
+    let (upper, rest) = match ip.next_header {
+        protocol::TCP | protocol::UDP | protocol::ICMP6 => {
+            let (protocol, offset) = (ip.next_header, Ipv6::BYTES);
+            (wire::Upper { protocol, offset, piece: Piece::Whole }, rest)
         }
-        Walk::Short => return Break(packet.more()),
+        _ => match unusual6(bytes, total) {
+            Ok(parts) => parts,
+            Err(Some(reason)) => return Break(Verdict::Drop(reason)),
+            Err(None) => return Break(packet.more()),
+        },
     };
-    if upper.offset > total {
-        return Break(Verdict::Drop(DropReason::Ip6Malformed));
-    }
-    let facts = Ip6 {
-        src: ip.src.get(),
-        dst: ip.dst.get(),
-        bytes: total as u32,
-        hop_limit: ip.hop_limit,
-        piece: upper.piece,
+    let whole = upper.piece == Piece::Whole;
+    let l4_bytes = total - upper.offset;
+    let Some(ports) = ports_of(upper.protocol, whole, l4_bytes, rest) else {
+        return Break(packet.more());
     };
-    let folded = facts.src ^ facts.dst.rotate_left(61);
-    let flow = mix((folded >> 64) as u64 ^ mix(folded as u64));
+    let (src, dst) = (ip.src.get(), ip.dst.get());
+    let folded = src ^ dst.rotate_left(61);
+    let facts =
+        Ip6 { src, dst, bytes: total as u32, hop_limit: ip.hop_limit, piece: upper.piece, ports };
+    let upper = Upper {
+        protocol: upper.protocol,
+        header_bytes: upper.offset as u16,
+        bytes: l4_bytes as u32,
+        whole,
+        ports,
+        addresses: mix((folded >> 64) as u64 ^ mix(folded as u64)),
+    };
     if total < available {
         packet.trim(offset + total);
     }
-    packet.meta.l3 = l3;
     packet.meta.ip_version = 6;
-    // A header chain is at most 8 × 2 KiB and the packet holds it: no overflow.
-    let l4 = (upper.piece == Piece::Whole).then_some(l3.saturating_add(upper.offset as u16));
-    layer4(packet, upper.protocol, l4, total - upper.offset, flow)?;
+    note_upper(packet, l3, &upper)?;
     Continue(facts)
+}
+
+/// A packet with extension headers, of `total` bytes; `None` asks for more.
+#[cold]
+fn unusual6(bytes: &[u8], total: usize) -> Result<(wire::Upper, &[u8]), Option<DropReason>> {
+    match Ipv6::walk(bytes) {
+        Walk::TooMany => Err(Some(DropReason::HeadTooDeep)),
+        // All of the packet is here: the chain reaches beyond it.
+        Walk::Short if bytes.len() >= total => Err(Some(DropReason::Ip6Malformed)),
+        Walk::Found(upper) if upper.offset > total => Err(Some(DropReason::Ip6Malformed)),
+        Walk::Short => Err(None),
+        Walk::Found(upper) => Ok((upper, bytes.get(upper.offset..).unwrap_or(&[]))),
+    }
+}
+
+/// Source and destination port at the front of `rest`; 0 where there are none, and in fragments,
+/// so that all of a packet's go the same way. `None` when they are beyond the head.
+#[inline(always)]
+fn ports_of(upper: u8, whole: bool, l4_bytes: usize, rest: &[u8]) -> Option<u32> {
+    if whole && l4_bytes >= least(upper) && matches!(upper, protocol::TCP | protocol::UDP) {
+        rest.first_chunk().map(|ports| u32::from_be_bytes(*ports))
+    } else {
+        Some(0)
+    }
+}
+
+/// Fewest bytes of a layer-4 message whose header anybody looks at.
+#[inline(always)]
+const fn least(upper: u8) -> usize {
+    match upper {
+        protocol::TCP => size_of::<Tcp>(),
+        protocol::UDP => size_of::<Udp>(),
+        _ => 0,
+    }
 }
 
 #[inline(always)]
@@ -148,40 +213,19 @@ fn mix(x: u64) -> u64 {
     x ^ x >> 32
 }
 
-/// Finds the layer-4 header (`l4` from the frame's start, `None` in a fragment) and the flow: five
-/// fields, or three where ports are not in every piece, so that all fragments of a packet go the
-/// same way.
+/// Notes where the layer-4 header is, and the flow.
 #[inline(always)]
-fn layer4(
-    packet: &mut Packet<'_>,
-    upper: u8,
-    l4: Option<u16>,
-    l4_bytes: usize,
-    flow: u64,
-) -> Step<()> {
-    let mut ports = 0;
-    packet.meta.protocol = upper;
-    packet.meta.l4 = 0;
-    if let Some(l4) = l4 {
-        let least = match upper {
-            protocol::TCP => Tcp::BYTES,
-            protocol::UDP => Udp::BYTES,
-            _ => 0,
-        };
-        if least > 0 && l4_bytes >= least {
-            let Some(&[a, b, c, d]) = packet.head().get(usize::from(l4)..usize::from(l4) + 4)
-            else {
-                return Break(packet.more());
-            };
-            ports = u32::from_be_bytes([a, b, c, d]);
-        }
-        packet.meta.l4 = if l4_bytes >= least { l4 } else { 0 };
-    }
-    let flow = mix(flow ^ u64::from(ports) << 8 ^ u64::from(upper));
+fn note_upper(packet: &mut Packet<'_>, l3: u16, upper: &Upper) -> Step<()> {
+    let meta = &mut *packet.meta;
+    meta.l3 = l3;
+    meta.protocol = upper.protocol;
+    let there = upper.whole && upper.bytes as usize >= least(upper.protocol);
+    meta.l4 = if there { l3.saturating_add(upper.header_bytes) } else { 0 };
+    let flow = mix(upper.addresses ^ u64::from(upper.ports) << 8 ^ u64::from(upper.protocol));
     // The upper half depends on all bits.
-    packet.meta.flow_hash = ((flow >> 32) as u32).max(1);
-    if packet.meta.checksum == Checksum::Partial || packet.meta.gso != Gso::None {
-        offloads(packet, l4_bytes)?;
+    meta.flow_hash = ((flow >> 32) as u32).max(1);
+    if meta.checksum == Checksum::Partial || meta.gso != Gso::None {
+        offloads(packet, upper.bytes as usize)?;
     }
     Continue(())
 }

@@ -1,5 +1,7 @@
 //! New headers: the next hop's prebuilt ones in the place of what the packet came with.
 
+use wire::{Header, Ipv4};
+
 use super::probe::note;
 use super::{DropReason, Packet, Probe, Verdict, encap};
 use crate::table::{HopKind, NextHop, NextHopId};
@@ -12,29 +14,30 @@ pub(super) const fn ether_type(ip_version: u8) -> [u8; 2] {
     if ip_version == 4 { [0x08, 0x00] } else { [0x86, 0xdd] }
 }
 
-/// Sends the packet by the next hop: everything in front of the IP header is replaced.
-/// `ip_bytes` is the length of the (inner) IP packet.
+/// Sends the packet by the next hop: everything in front of the IP header is replaced. `ip_bytes`
+/// is the length of the (inner) IP packet. Where it enters the realm, it loses one hop.
 #[inline(always)]
 pub(super) fn send<P: Probe>(
     packet: &mut Packet<'_>,
     id: NextHopId,
     hop: &NextHop,
     ip_bytes: u32,
+    enters: bool,
     probe: &mut P,
 ) -> Verdict {
     packet.meta.next_hop = id;
     packet.meta.out = hop.out;
     let done = match hop.kind {
-        HopKind::Local => local(packet, hop),
-        HopKind::Tunnel4 => encap::ip4(packet, hop, ip_bytes),
-        HopKind::Tunnel6 => encap::ip6(packet, hop, ip_bytes),
+        HopKind::Local => local(packet, hop, enters),
+        HopKind::Tunnel4 => encap::ip4(packet, hop, ip_bytes, enters),
+        HopKind::Tunnel6 => encap::ip6(packet, hop, ip_bytes, enters),
         HopKind::Unresolved => {
             note!(probe, Rewrite, "the tunnel's next hop has no MAC address yet");
             return Verdict::Drop(DropReason::NeighbourUnresolved);
         }
-        HopKind::Gateway | HopKind::Unreachable => false,
+        HopKind::Gateway | HopKind::Unreachable => None,
     };
-    if !done {
+    if done.is_none() {
         // The writer's next hop has a rewrite that can not be: no such route.
         return Verdict::Drop(DropReason::NoRoute);
     }
@@ -43,25 +46,36 @@ pub(super) fn send<P: Probe>(
 }
 
 #[inline(always)]
-fn local(packet: &mut Packet<'_>, hop: &NextHop) -> bool {
+fn local(packet: &mut Packet<'_>, hop: &NextHop, enters: bool) -> Option<()> {
     packet.meta.outer = 0;
     let version = packet.meta.ip_version;
-    let (rewrite, _) = hop.rewrite.split_at(usize::from(hop.rewrite_len).min(hop.rewrite.len()));
-    if packet.meta.l3 == ETHERNET as u16
-        && let Ok(template) = <&[u8; ETHERNET]>::try_from(rewrite)
-        && let Some(header) = packet.head_mut().first_chunk_mut::<ETHERNET>()
-    {
-        *header = *template;
-        [header[12], header[13]] = ether_type(version);
-        return true;
+    match usize::from(hop.rewrite_len) {
+        ETHERNET => {
+            let head = packet.reheader::<{ ETHERNET as u16 }, { ETHERNET + AGED }>()?;
+            let (link, ip) = head.split_first_chunk_mut::<ETHERNET>()?;
+            *link = *hop.rewrite.first_chunk()?;
+            [link[12], link[13]] = ether_type(version);
+            age(ip, version, enters)
+        }
+        0 => age(packet.reheader::<0, AGED>()?, version, enters),
+        _ => None,
     }
-    if !packet.pull(packet.meta.l3) || !packet.push(rewrite) {
-        return false;
+}
+
+/// Bytes of an IP header that [`age`] needs, of either family.
+pub(super) const AGED: usize = Ipv4::BYTES;
+
+/// Takes one off the TTL or hop limit.
+#[inline(always)]
+pub(super) fn age(ip: &mut [u8], version: u8, enters: bool) -> Option<()> {
+    if !enters {
+        return Some(());
     }
-    if let Some(at) = rewrite.len().checked_sub(2)
-        && let Some(field) = packet.head_mut().get_mut(at..at + 2)
-    {
-        field.copy_from_slice(&ether_type(version));
+    if version == 4 {
+        Ipv4::view_mut(ip)?.decrement_ttl();
+    } else {
+        let hop_limit = ip.get_mut(7)?;
+        *hop_limit = hop_limit.wrapping_sub(1);
     }
-    true
+    Some(())
 }

@@ -47,12 +47,14 @@ impl Sum {
     /// The sum of a header whose size is known when compiled: a multiple of 4.
     #[inline(always)]
     pub fn of_fixed(bytes: &[u8]) -> Sum {
-        let (words, _) = bytes.as_chunks::<4>();
-        let mut total = 0;
-        for word in words {
-            total += u64::from(u32::from_ne_bytes(*word));
-        }
-        Sum(u64::from(fold_native(total).to_be()))
+        Sum(u64::from(fold_native(native(bytes)).to_be()))
+    }
+
+    /// Whether the checksum is right in a header as [`Sum::of_fixed`] takes it.
+    #[inline(always)]
+    pub fn verifies_fixed(bytes: &[u8]) -> bool {
+        // In whichever byte order: swapping multiplies by 256, and zero stays zero.
+        Sum(native(bytes)).verifies()
     }
 
     /// Both together.
@@ -101,6 +103,13 @@ impl Sum {
         folded as u16
     }
 
+    /// Whether this is the sum over bytes that include a right checksum: `fold() == 0xffff`, but
+    /// cheaper, since folding is the remainder by 0xffff.
+    #[inline]
+    pub const fn verifies(self) -> bool {
+        self.0 != 0 && self.0 % 0xffff == 0
+    }
+
     /// What goes into the checksum field.
     #[inline]
     pub const fn complement(self) -> u16 {
@@ -115,6 +124,13 @@ impl Sum {
             sum => sum,
         }
     }
+}
+
+/// The words of a short header in the machine's byte order.
+#[inline(always)]
+fn native(bytes: &[u8]) -> u64 {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()
 }
 
 #[inline]
@@ -170,6 +186,8 @@ mod tests {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
         assert_eq!(Sum::of(&bytes).fold(), 0xddf2);
         assert_eq!(Sum::of_fixed(&bytes).fold(), 0xddf2);
+        assert!(!Sum::verifies_fixed(&bytes) && !Sum::verifies_fixed(&[0; 20]));
+        assert!(Sum::verifies_fixed(&[0x00, 0x01, 0xf2, 0x03, 0x0d, 0xfb, 0, 0]));
         assert_eq!(Sum::of(&[0xff; 64]).fold(), 0xffff);
         assert_eq!(Sum::of(&[]).complement_udp(), 0xffff);
     }
@@ -178,6 +196,7 @@ mod tests {
     fn equals_the_naive_sum_however_it_is_cut() {
         bolero::check!().with_type::<(Vec<u8>, u16)>().for_each(|(bytes, cut)| {
             assert!(same(Sum::of(bytes).fold(), naive(bytes)));
+            assert_eq!(Sum::of(bytes).verifies(), naive(bytes) == 0xffff);
             let cut = usize::from(*cut) % (bytes.len() + 1);
             let (a, b) = bytes.split_at(cut);
             let sum = Sum::of(a).plus(Sum::of(b).shifted(cut));

@@ -76,10 +76,10 @@ impl Ipv4 {
     /// Takes one off the TTL and corrects the checksum (RFC 1624). Not for TTL 0.
     #[inline]
     pub fn decrement_ttl(&mut self) {
-        let old = u16::from_be_bytes([self.ttl, self.protocol]);
         self.ttl = self.ttl.wrapping_sub(1);
-        let new = u16::from_be_bytes([self.ttl, self.protocol]);
-        self.checksum.set(checksum::update(self.checksum.get(), old, new));
+        // The TTL is the upper half of its word: 0x0100 less there is 0x0100 more here.
+        let sum = u32::from(self.checksum.get()) + 0x0100;
+        self.checksum.set((sum + u32::from(sum >= 0xffff)) as u16);
     }
 
     /// Replaces the ECN bits and corrects the checksum (RFC 1624).
@@ -115,6 +115,12 @@ impl Ipv4 {
         })
     }
 
+    /// Whether the checksum of a header without options is right.
+    #[inline(always)]
+    pub fn verifies(&self) -> bool {
+        Sum::verifies_fixed(self.as_bytes())
+    }
+
     /// The pseudo header's sum for a payload of `l4_bytes` (RFC 793 §3.1).
     #[inline]
     pub fn pseudo(&self, l4_bytes: usize) -> Sum {
@@ -140,6 +146,7 @@ mod tests {
         assert!(ip.dont_fragment() && !ip.is_fragment() && !ip.is_later_fragment());
         assert_eq!((ip.src.get(), ip.dst.get()), (0xc0a8_0001, 0xc0a8_00c7));
         assert_eq!(ip.sum().fold(), 0xffff);
+        assert!(ip.verifies());
     }
 
     #[test]

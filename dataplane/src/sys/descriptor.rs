@@ -32,17 +32,20 @@ pub fn vnet_header_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// # Errors
 /// The descriptor can not be waited for, or is already.
 pub fn watched<T: AsFd>(inner: T) -> io::Result<AsyncFd<Watched<T>>> {
+    let number = inner.as_fd().as_raw_fd();
     // SAFETY: `Watched` gives the number of the descriptor that `inner` owns, always the same one,
     // and `inner` lives inside the AsyncFd.
-    Ok(unsafe { AsyncFd::register(Watched(inner)) }?)
+    Ok(unsafe { AsyncFd::register(Watched(inner, number)) }?)
 }
 
-/// Gives what owns a descriptor the trait that the runtime asks for.
+/// Gives what owns a descriptor the trait that the runtime asks for. The number is remembered: the
+/// runtime asks for it once more at the end, when `inner` may have passed its descriptor on (a
+/// memif handshake that became a connection).
 #[derive(Debug)]
-pub struct Watched<T>(pub T);
+pub struct Watched<T>(pub T, RawFd);
 
-impl<T: AsFd> AsRawFd for Watched<T> {
+impl<T> AsRawFd for Watched<T> {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.1
     }
 }

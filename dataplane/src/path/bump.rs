@@ -137,15 +137,21 @@ pub(super) fn is_injection(tables: &Tables, packet: &Packet<'_>) -> bool {
     is_to_vxlan_port(tables, packet) && names_tunnel_end(tables, packet)
 }
 
-/// Whether a parsed packet's destination is a tunnel end on the underlay.
+/// Whether a parsed packet's destination is a tunnel end on the underlay, this node's included.
 pub(super) fn names_tunnel_end(tables: &Tables, packet: &Packet<'_>) -> bool {
     let (head, l3) = (packet.head(), usize::from(packet.meta.l3));
-    let found = if packet.meta.ip_version == 4 {
-        Ipv4::at(head, l3).map(|ip| tables.hosts4.lookup(VrfId::UNDERLAY, ip.dst.get()))
+    let node = &tables.node;
+    if packet.meta.ip_version == 4 {
+        Ipv4::at(head, l3).is_some_and(|ip| {
+            tables.hosts4.lookup(VrfId::UNDERLAY, ip.dst.get()) != NextHopId::NONE
+                || node.vteps4.iter().any(|&own| u32::from(own) == ip.dst.get())
+        })
     } else {
-        Ipv6::at(head, l3).map(|ip| tables.hosts6.lookup(VrfId::UNDERLAY, ip.dst.get()))
-    };
-    found.is_some_and(|id| id != NextHopId::NONE)
+        Ipv6::at(head, l3).is_some_and(|ip| {
+            tables.hosts6.lookup(VrfId::UNDERLAY, ip.dst.get()) != NextHopId::NONE
+                || node.vteps6.iter().any(|&own| u128::from(own) == ip.dst.get())
+        })
+    }
 }
 
 /// Whether a parsed packet goes to the VXLAN port.

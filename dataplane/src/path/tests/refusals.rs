@@ -235,6 +235,9 @@ fn vxlan_injection_by_a_pod() {
     dropped(&world.send(30, &frame), DropReason::VxlanInjection);
     let frame = from_pod(10, &udp4(a4(2), vtep, (1, 4789), &[0; 50]));
     dropped(&world.send(10, &frame), DropReason::VxlanInjection);
+    let own = world.tables.node.vteps4[0].into();
+    let frame = from_pod(10, &udp4(a4(2), own, (1, 4789), &[0; 50]));
+    dropped(&world.send(10, &frame), DropReason::VxlanInjection);
     let frame = from_pod(30, &udp4(a4(2), vtep, (1, 4790), &[0; 50]));
     leaves(&world.send(30, &frame), Verdict::Forward, 31);
     let frame = from_pod(10, &udp4(a4(2), a4(3), (1, 4789), &[0; 50]));

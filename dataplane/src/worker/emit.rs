@@ -38,7 +38,7 @@ pub(super) struct Sender<'a> {
 
 impl State {
     /// Does what the verdict says with packet `at`, which came from queue `rx`. Returns the queue
-    /// that it went to; `None` when it went nowhere.
+    /// that it was given to, on this worker or another; `None` when it went nowhere.
     #[inline]
     pub(super) fn follow(
         &mut self,
@@ -72,7 +72,7 @@ impl State {
         match out.workers[queue] {
             TxOwner::Worker(owner) if usize::from(owner) != self.id => {
                 self.hand_over(at, rx, out, queue as u16, usize::from(owner));
-                return None;
+                return Some((out.id, queue as u16));
             }
             TxOwner::Worker(_) | TxOwner::Every => {}
         }

@@ -15,7 +15,7 @@ use super::emit::{Sender, transmit};
 use super::{State, Stats};
 use crate::copy::Seg;
 use crate::path::{Meta, Slot, TxDropReason};
-use crate::table::{Iface, IfaceId, Tables};
+use crate::table::{Iface, IfaceId, Tables, TxOwner};
 
 /// Packets on their way from one worker to another.
 const RING_PKTS: usize = 512;
@@ -98,6 +98,15 @@ pub(super) fn mesh(count: usize, stats: &[Arc<Stats>], wakes: &[Wake]) -> Vec<Ve
         }
     }
     mesh
+}
+
+/// How many packets for a queue of another worker can be handed over now; without a limit when
+/// nobody owns it.
+pub(super) fn room(peers: &[Option<Peer>], tables: &Tables, out: IfaceId, queue: u16) -> usize {
+    let owner = tables.iface(out).and_then(|out| out.workers.get(usize::from(queue)));
+    let Some(TxOwner::Worker(owner)) = owner else { return usize::MAX };
+    let peer = peers.get(usize::from(*owner)).and_then(Option::as_ref);
+    peer.map_or(usize::MAX, |peer| RING_PKTS - peer.lent)
 }
 
 impl State {

@@ -180,7 +180,10 @@ impl State {
         let Some(iface) = tables.iface(entry.iface) else { return 0 };
         let mut budget = BURST_PKTS;
         if let Some((out, queue)) = entry.only_sink {
-            let free = tx_entry(&mut self.txs, out, queue).map_or(usize::MAX, |t| t.tx.free());
+            let free = match tx_entry(&mut self.txs, out, queue) {
+                Some(own) => own.tx.free(),
+                None => handover::room(&self.peers, tables, out, queue),
+            };
             if free == 0 && !entry.waited {
                 entry.waited = true;
                 return 0;

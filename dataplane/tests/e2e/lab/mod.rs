@@ -1,0 +1,60 @@
+//! What the tests are made of: namespaces, processes, nodes, pods and frames.
+//!
+//! Everything is removed when it is dropped, also on panic. What a killed test process left
+//! behind is swept by the next.
+#![allow(dead_code, reason = "a kit of tools; which of them tests use changes")]
+#![allow(unreachable_pub, reason = "this is a library that happens to lie in a test program")]
+
+pub mod frame;
+pub mod memif;
+pub mod netns;
+pub mod node;
+pub mod pod;
+pub mod proc;
+pub mod pump;
+pub mod raw;
+pub mod sys;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use memif::MemifPod;
+pub use netns::Netns;
+pub use node::{Node, Realm};
+pub use pod::{End, TapPod};
+pub use proc::Proc;
+pub use pump::Pump;
+pub use raw::RawSocket;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A test's turn. Held until the end of the test, so declare it first.
+pub struct Lab(#[expect(dead_code, reason = "held, not used")] MutexGuard<'static, ()>);
+
+impl Lab {
+    /// Waits for the turn.
+    pub fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests make network namespaces and taps: run them as root"
+        );
+        netns::sweep();
+        Self(turn)
+    }
+}
+
+/// Looks until `look` finds something, and returns that.
+///
+/// # Panics
+/// When `seconds` pass without. `what` says what was waited for.
+pub fn wait<T>(what: &str, seconds: f64, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs_f64(seconds);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {seconds} s in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

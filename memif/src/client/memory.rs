@@ -7,7 +7,8 @@ use super::ClientConfig;
 use crate::error::{CloseReason, RegionError};
 use crate::region::health::Health;
 use crate::region::{Region, Regions};
-use crate::ring::rx::{OwnBuffers, RxQueue};
+use crate::ring::own::OwnBuffers;
+use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
 use crate::wire::{AddRing, Message, RING_IS_S2M};
@@ -133,13 +134,8 @@ impl Memory {
         let own: Vec<OwnBuffers> = (0..shape.rings())
             .map(|ring| {
                 let offset = shape.buffers_at() + ring * shape.ring_buffer_bytes();
-                let base = self.region.at(offset, shape.ring_buffer_bytes());
-                OwnBuffers {
-                    base: base.map_or(std::ptr::null_mut(), std::ptr::NonNull::as_ptr),
-                    region: 0,
-                    offset: offset as u32,
-                    stride: shape.buffer_bytes,
-                }
+                let slots = 1 << shape.log2_ring_size;
+                OwnBuffers::new(self.region.base(), 0, offset as u32, shape.buffer_bytes, slots)
             })
             .collect();
         let regions = Regions::new(vec![self.region], self.health);

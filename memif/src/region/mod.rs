@@ -122,6 +122,11 @@ impl Region {
         Ok(region)
     }
 
+    /// Address of the first byte.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     /// Bytes that descriptors may name.
     pub(crate) fn size(&self) -> u64 {
         self.size

@@ -10,6 +10,7 @@
 //! once and everything afterwards uses that copy.
 
 pub(crate) mod burst;
+pub(crate) mod own;
 pub(crate) mod rx;
 pub(crate) mod tx;
 

@@ -5,6 +5,7 @@
 //! between `cursor` and `released + ring size`; anything else ends the connection.
 
 use super::burst::{MAX_RX_SEGS, RxBurst, RxFrame, Seg};
+use super::own::{OwnBuffers, Slot};
 use super::{Ring, Role, Snapshot, prefetch_read};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
@@ -18,32 +19,6 @@ const CHAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Descriptors to fetch ahead: two cache lines.
 const PREFETCH_SLOTS: u16 = 8;
 
-/// Where a client's own buffers lie: slot `i` has `stride` bytes at `base + i * stride`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OwnBuffers {
-    pub base: *mut u8,
-    pub region: u16,
-    pub offset: u32,
-    pub stride: u32,
-}
-
-impl OwnBuffers {
-    #[inline]
-    pub(crate) fn at(&self, index: usize) -> *mut u8 {
-        self.base.wrapping_add(index * self.stride as usize)
-    }
-
-    #[inline]
-    pub(crate) fn empty(&self, index: usize) -> Snapshot {
-        Snapshot {
-            flags: 0,
-            region: self.region,
-            length: self.stride,
-            offset: self.offset + index as u32 * self.stride,
-        }
-    }
-}
-
 /// One receive ring, owned by one thread at a time.
 #[derive(Debug)]
 pub struct RxQueue {
@@ -51,6 +26,8 @@ pub struct RxQueue {
     role: Role,
     cursor: u16,
     released: u16,
+    /// Slots that the peer can have filled: all, but those that a client has not posted yet.
+    posted: u32,
     max_frame_bytes: u32,
     views: [View; MAX_REGIONS],
     own: OwnBuffers,
@@ -79,11 +56,13 @@ impl RxQueue {
         max_frame_bytes: u32,
     ) -> Self {
         let views = regions.views();
+        let posted = if role == Role::Server { ring.slots() } else { 0 };
         Self {
             ring,
             role,
             cursor: 0,
             released: 0,
+            posted,
             max_frame_bytes,
             views,
             own,
@@ -96,11 +75,24 @@ impl RxQueue {
     /// Client: hands every buffer to the server. Only after CONNECTED, since servers zero both
     /// indexes at CONNECT.
     pub(crate) fn post_all(&mut self) {
-        let slots = self.ring.slots() as usize;
-        for index in 0..slots {
-            self.ring.write(index as u16, self.own.empty(index));
+        self.post(self.ring.slots() as u16, 0);
+    }
+
+    /// Client: hands up to `slots` buffers to the server, those that it never had first, then the
+    /// oldest released by this. Each gets `headroom` free bytes in front.
+    pub(crate) fn post(&mut self, slots: u16, headroom: u32) {
+        let fresh = (self.ring.slots() - self.posted).min(u32::from(slots)) as u16;
+        let again = (slots - fresh).min(self.held());
+        let head = self.released.wrapping_add(self.posted as u16);
+        for i in 0..fresh + again {
+            let slot = head.wrapping_add(i);
+            let buffer = Slot { headroom, ..self.own.slot(slot) };
+            self.own.set(slot, buffer);
+            self.ring.write(slot, self.own.empty(buffer));
         }
-        self.ring.store_head(self.ring.slots() as u16);
+        self.posted += u32::from(fresh);
+        self.released = self.released.wrapping_add(again);
+        self.ring.store_head(self.released.wrapping_add(self.posted as u16));
     }
 
     /// Slots in the ring.
@@ -128,7 +120,7 @@ impl RxQueue {
             Role::Client => self.ring.load_tail(),
         };
         let (ahead, held) = (peer.wrapping_sub(self.released), self.held());
-        if u32::from(ahead) > self.ring.slots() || ahead < held {
+        if u32::from(ahead) > self.posted || ahead < held {
             return Err(self.index_violation(peer));
         }
         Ok(ahead - held)
@@ -219,15 +211,15 @@ impl RxQueue {
             return Ok(Seg { pointer, len_bytes: d.length });
         }
         // The buffers are ours: where they lie is known, only the length is the server's to say.
-        if d.length == 0 || d.length > self.own.stride {
-            let capacity_bytes = self.own.stride;
+        let own = self.own.slot(slot);
+        let capacity_bytes = self.own.stride() - own.headroom;
+        if d.length.wrapping_sub(1) >= capacity_bytes {
             return Err(match d.length {
                 0 => Violation::Length { slot, len_bytes: 0, min_bytes: 1 },
                 len_bytes => Violation::Overrun { slot, len_bytes, capacity_bytes },
             });
         }
-        let index = usize::from(slot) & (self.ring.slots() as usize - 1);
-        Ok(Seg { pointer: self.own.at(index), len_bytes: d.length })
+        Ok(Seg { pointer: self.own.pointer(own), len_bytes: d.length })
     }
 
     /// A frame of several descriptors, or one that is too long. Moves `slot` behind it.
@@ -324,19 +316,8 @@ impl RxQueue {
                 self.released = self.released.wrapping_add(slots);
                 self.ring.store_tail(self.released);
             }
-            Role::Client => self.repost(slots),
+            Role::Client => self.post(slots, 0),
         }
-    }
-
-    /// Client: the released buffers become empty ones again, behind those already posted.
-    fn repost(&mut self, slots: u16) {
-        let mask = self.ring.slots() as usize - 1;
-        for i in 0..slots {
-            let slot = self.released.wrapping_add(i);
-            self.ring.write(slot, self.own.empty(usize::from(slot) & mask));
-        }
-        self.released = self.released.wrapping_add(slots);
-        self.ring.store_head(self.released.wrapping_add(self.ring.slots() as u16));
     }
 
     /// Returns the frames from index `keep` on, the last ones claimed from this queue, as if they had

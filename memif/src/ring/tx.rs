@@ -4,7 +4,7 @@
 //! `limit` how far the peer let us go when its index was last read. All private.
 
 use super::burst::{MAX_TX_SEGS, SegMut, TxSegs};
-use super::rx::OwnBuffers;
+use super::own::OwnBuffers;
 use super::{Ring, Role, Snapshot, prefetch_write};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
@@ -170,9 +170,8 @@ impl TxQueue {
                 Ok((SegMut { pointer, len_bytes: d.length }, d.region))
             }
             Role::Client => {
-                let index = usize::from(slot) & (self.ring.slots() as usize - 1);
-                let seg = SegMut { pointer: self.own.at(index), len_bytes: self.own.stride };
-                Ok((seg, self.own.region))
+                let pointer = self.own.pointer(self.own.slot(slot));
+                Ok((SegMut { pointer, len_bytes: self.own.stride() }, self.own.region()))
             }
         }
     }
@@ -184,8 +183,7 @@ impl TxQueue {
         match self.role {
             Role::Server => self.ring.write_length(slot, flags, region, length),
             Role::Client => {
-                let index = usize::from(slot) & (self.ring.slots() as usize - 1);
-                let empty = self.own.empty(index);
+                let empty = self.own.empty(self.own.slot(slot));
                 self.ring.write(slot, Snapshot { flags, length, ..empty });
             }
         }

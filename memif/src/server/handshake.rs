@@ -9,7 +9,8 @@ use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::{CloseReason, RingError};
 use crate::region::health::Health;
 use crate::region::{MAX_REGIONS, Region, RegionRules, Regions};
-use crate::ring::rx::{OwnBuffers, RxQueue};
+use crate::ring::own::OwnBuffers;
+use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
 use crate::sys::socket::{Received, is_eventfd, receive, send};
@@ -441,12 +442,12 @@ impl Setup {
             peer_uid,
             mapped_bytes: regions.mapped_bytes(),
         };
-        let none = OwnBuffers { base: std::ptr::null_mut(), region: 0, offset: 0, stride: 0 };
+        let none = OwnBuffers::none;
         let max = self.offer.limits.frame_bytes;
         let rx = self.s2m.into_iter();
-        let rx = rx.map(|r| RxQueue::new(r, Role::Server, none, &regions, max)).collect();
+        let rx = rx.map(|r| RxQueue::new(r, Role::Server, none(), &regions, max)).collect();
         let tx = self.m2s.into_iter();
-        let tx = tx.map(|r| TxQueue::new(r, Role::Server, none, &regions)).collect();
+        let tx = tx.map(|r| TxQueue::new(r, Role::Server, none(), &regions)).collect();
         Connection::new(socket, info, regions, rx, tx)
     }
 }

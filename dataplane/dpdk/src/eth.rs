@@ -9,6 +9,7 @@ use dpdk_sys as sys;
 
 use crate::eal::Eal;
 use crate::error::{Error, reason};
+use crate::home::Home;
 use crate::mempool::Mempool;
 use crate::queue::{RxQueue, TxQueue};
 use crate::wake::Before;
@@ -20,6 +21,8 @@ pub(crate) struct Port {
     name: String,
     /// Buffers for the receive queues: they must outlive the device.
     pool: Arc<Mempool>,
+    /// Where calls that control the device run.
+    home: Home,
 }
 
 impl Port {
@@ -37,14 +40,15 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
+        let id = self.id;
         // SAFETY: this is the last user of the port: device and queues hold Arcs. Stopping a port
         // that is not started and removing one that refuses are harmless.
-        unsafe {
-            sys::rte_eth_dev_stop(self.id);
-            if sys::bl_eth_remove(self.id) != 0 {
-                sys::rte_eth_dev_close(self.id);
+        self.home.run(move || unsafe {
+            sys::rte_eth_dev_stop(id);
+            if sys::bl_eth_remove(id) != 0 {
+                sys::rte_eth_dev_close(id);
             }
-        }
+        });
     }
 }
 
@@ -114,13 +118,23 @@ pub struct EthConfig {
     pub rx_descriptors: u16,
     /// Ring size of a transmit queue, adjusted to what the device has.
     pub tx_descriptors: u16,
+    /// Ask for receive interrupts ([`RxQueue::wake_fd`] of real NICs). Where the driver has none,
+    /// the device is configured without; drivers that have sockets are woken by these.
+    pub rx_interrupts: bool,
     /// The MTU to set; `None` leaves it as it is (1500 for most drivers).
     pub mtu: Option<u16>,
 }
 
 impl Default for EthConfig {
     fn default() -> Self {
-        Self { rx_queues: 1, tx_queues: 1, rx_descriptors: 1024, tx_descriptors: 1024, mtu: None }
+        Self {
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            rx_interrupts: false,
+            mtu: None,
+        }
     }
 }
 
@@ -177,7 +191,7 @@ impl EthDev {
         if ret != 0 {
             return Err(failed(ret));
         }
-        let port = Arc::new(Port { id, name: name.to_owned(), pool });
+        let port = Arc::new(Port { id, name: name.to_owned(), pool, home: Home::here() });
         Ok(Self { port, configured: None, before })
     }
 
@@ -225,16 +239,20 @@ impl EthDev {
         self.within("rx_queues", config.rx_queues, info.max_rx_queues)?;
         self.within("tx_queues", config.tx_queues, info.max_tx_queues)?;
         let mut conf = device_conf(config, &info, self.port.pool.data_bytes());
-        if self.set_up(config, &conf).is_err() {
-            // Some drivers refuse receive interrupts here rather than say that they have none.
-            conf.rx_interrupts = 0;
-            self.set_up(config, &conf)?;
-        }
-        if let Some(mtu) = config.mtu {
+        self.port.home.run(|| {
+            let set_up = self.set_up(config, &conf);
+            if set_up.is_err() && conf.rx_interrupts != 0 {
+                // Some drivers refuse receive interrupts here rather than say they have none.
+                conf.rx_interrupts = 0;
+                self.set_up(config, &conf)?;
+            } else {
+                set_up?;
+            }
+            let Some(mtu) = config.mtu else { return Ok(()) };
             // SAFETY: the port exists and is configured.
             let ret = unsafe { sys::rte_eth_dev_set_mtu(self.port.id, mtu) };
-            self.port.check(ret, "setting the MTU")?;
-        }
+            self.port.check(ret, "setting the MTU")
+        })?;
         let offloads =
             Offloads::from_bits(conf.rx_offloads, conf.tx_offloads, conf.rss_hash_functions);
         self.configured = Some(Configured { conf, offloads });
@@ -288,12 +306,15 @@ impl EthDev {
             });
         };
         // SAFETY: the port exists and is configured.
-        let ret = unsafe { sys::rte_eth_dev_start(port.id) };
+        let ret = port.home.run(|| unsafe { sys::rte_eth_dev_start(port.id) });
         port.check(ret, "starting it")?;
         let interrupts = interrupt_fds(port.id, &configured.conf);
         let armed = interrupts.is_some();
         let mut wakes = interrupts
-            .or_else(|| socket_fds(&self.before, port, configured.conf.rx_queues))
+            .or_else(|| {
+                let queues = configured.conf.rx_queues;
+                port.home.run(|| socket_fds(&self.before, port, queues))
+            })
             .unwrap_or_default()
             .into_iter();
         let rx = (0..configured.conf.rx_queues)
@@ -329,7 +350,7 @@ impl EthDev {
     pub fn stop(&mut self) -> Result<(), Error> {
         self.no_queues_out()?;
         // SAFETY: the port exists, and nobody polls it: there is no queue.
-        let ret = unsafe { sys::rte_eth_dev_stop(self.port.id) };
+        let ret = self.port.home.run(|| unsafe { sys::rte_eth_dev_stop(self.port.id) });
         self.port.check(ret, "stopping it")
     }
 
@@ -344,13 +365,13 @@ impl EthDev {
     /// [`Error::Device`] when the driver cannot.
     pub fn set_promiscuous(&self, on: bool) -> Result<(), Error> {
         // SAFETY: the port exists.
-        let ret = unsafe {
+        let ret = self.port.home.run(|| unsafe {
             if on {
                 sys::rte_eth_promiscuous_enable(self.port.id)
             } else {
                 sys::rte_eth_promiscuous_disable(self.port.id)
             }
-        };
+        });
         self.port.check(ret, "changing promiscuous mode")
     }
 
@@ -360,7 +381,7 @@ impl EthDev {
     /// [`Error::Device`] when the driver cannot.
     pub fn set_all_multicast(&self) -> Result<(), Error> {
         // SAFETY: the port exists.
-        let ret = unsafe { sys::rte_eth_allmulticast_enable(self.port.id) };
+        let ret = self.port.home.run(|| unsafe { sys::rte_eth_allmulticast_enable(self.port.id) });
         self.port.check(ret, "enabling all multicast")
     }
 
@@ -383,7 +404,7 @@ impl EthDev {
     pub fn link(&self) -> Result<Link, Error> {
         let mut raw = sys::bl_eth_link::default();
         // SAFETY: the port exists; `raw` is written.
-        let ret = unsafe { sys::bl_eth_link(self.port.id, &raw mut raw) };
+        let ret = self.port.home.run(|| unsafe { sys::bl_eth_link(self.port.id, &raw mut raw) });
         self.port.check(ret, "reading its link")?;
         Ok(Link { up: raw.up != 0, speed_mbps: raw.speed_mbps })
     }
@@ -449,7 +470,7 @@ fn device_conf(config: &EthConfig, info: &sys::bl_eth_info, data_bytes: u16) -> 
         rx_offloads: info.rx_offload_capa & (RX_CHECKSUM | scatter),
         tx_offloads: info.tx_offload_capa & tx,
         rss_hash_functions: if config.rx_queues > 1 { info.rss_hash_functions } else { 0 },
-        rx_interrupts: 1,
+        rx_interrupts: u8::from(config.rx_interrupts),
     }
 }
 

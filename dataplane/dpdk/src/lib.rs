@@ -8,14 +8,14 @@
 //! - a queue is polled by one thread at a time (`Send`, not `Sync`, `&mut self`), and its device is
 //!   stopped and closed only when no queue is left.
 //!
-//! Device control (probe, start, MTU, promiscuous …) of drivers that sit on a kernel interface
-//! must be called by a thread inside that interface's network namespace; the queues may then be
-//! polled from any thread.
+//! Devices on top of a kernel interface (af_packet, af_xdp) are probed by a thread inside that
+//! interface's network namespace; everything later may come from any thread.
 
 mod dma;
 mod eal;
 mod error;
 mod eth;
+mod home;
 mod mbuf;
 mod mempool;
 mod queue;

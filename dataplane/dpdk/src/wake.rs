@@ -2,12 +2,14 @@
 //!
 //! DPDK 22.11's af_packet and af_xdp drivers poll sockets of their own, one per queue, and do not
 //! show them. Both kinds of socket are readable exactly while their receive ring holds a frame, so
-//! they are found among the process's descriptors: the packet or XDP sockets that appeared while
-//! the device was made, in the order of their queues. What is returned are duplicates: closing
+//! they are found among the process's descriptors: the packet or XDP sockets of this namespace that
+//! appeared while the device was made, in the order of their queues. What is returned are duplicates: closing
 //! them, or the driver closing its own, hurts nobody.
 
 use std::collections::HashSet;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 /// The sockets, of the kinds that matter, that were there at one moment.
 #[derive(Debug)]
@@ -53,6 +55,9 @@ fn ring_sockets() -> Vec<RingSocket> {
             let target = std::fs::read_link(entry.path()).ok()?;
             let inode =
                 target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+            if !in_this_namespace(fd) {
+                return None;
+            }
             let if_index = match socket_domain(fd)? {
                 libc::AF_PACKET => Some(bound_interface(fd)?),
                 AF_XDP => None,
@@ -78,6 +83,20 @@ fn socket_domain(fd: RawFd) -> Option<i32> {
         )
     };
     (ret == 0).then_some(domain)
+}
+
+/// The same interface number means another device elsewhere.
+fn in_this_namespace(fd: RawFd) -> bool {
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: without an argument; the answer is a new descriptor of the socket's namespace.
+    let netns = unsafe { libc::ioctl(fd, SIOCGSKNS) };
+    if netns < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor is new and ours alone.
+    let netns = File::from(unsafe { OwnedFd::from_raw_fd(netns) });
+    let number = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+    File::open("/proc/thread-self/ns/net").is_ok_and(|here| number(&here) == number(&netns))
 }
 
 fn bound_interface(fd: RawFd) -> Option<u32> {

@@ -241,8 +241,23 @@ fn crosses_a_veth(driver: &str, pool: &Arc<Mempool>) {
         }
         assert!(right.stats().expect("stats").rx_packets >= 100);
         until("the left end is empty", || left_rx[0].burst(&mut burst) == 0);
-        drop((left_rx, left_tx, left, right_rx, right_tx, right));
+        drop((right_rx, right_tx, right));
+        controlled_from_elsewhere(left, left_rx, left_tx);
     });
+}
+
+/// Another thread, in another namespace, can read the link, and close: the interface is free again.
+fn controlled_from_elsewhere(dev: EthDev, rx: Vec<dpdk::RxQueue>, tx: Vec<dpdk::TxQueue>) {
+    let elsewhere = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root");
+        assert!(dev.link().expect("link").up);
+        dev.set_promiscuous(false).expect("promiscuous");
+        drop((dev, rx, tx));
+    });
+    elsewhere.join().expect("no panic");
+    let output = Command::new("ip").args(["-d", "link", "show", "left"]).output().expect("ip");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains("xdp") && text.contains("promiscuity 0"), "{text}");
 }
 
 fn one_round(

@@ -2,13 +2,14 @@
 //!
 //! | `--uplink` | what happens |
 //! |---|---|
-//! | `eth0=packet` | the NIC is taken over; packet sockets; the kernel's driver stays |
-//! | `eth0=net_af_packet`, `eth0=net_af_xdp` | the same under DPDK's drivers |
+//! | `eth0=packet` | the NIC is taken over; packet sockets; the kernel's driver stays; any MTU |
+//! | `eth0=net_af_packet` | the same under DPDK's driver; MTU up to 1500 |
+//! | `eth0=net_af_xdp` | the same under DPDK's driver; MTU up to 3000 |
 //! | `eth0=net_memif0,role=client,…`, `eth0=0000:3b:00.0` | any DPDK device; a host tap is made |
 //!
 //! A name may be followed by `,physical-network=NAME`; further arguments go to the driver.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -16,7 +17,6 @@ use wire::Mac;
 
 use super::start::{UplinkInfo, UplinkPort};
 use crate::port::{Rx, Tx, packet};
-use crate::sys::tun;
 use crate::takeover::{self, Spec, Taken, Use};
 
 /// An uplink as the command line names it.
@@ -60,6 +60,8 @@ pub struct Opened {
     #[cfg(feature = "dpdk")]
     device: Option<dpdk::EthDev>,
     taken: Option<Taken>,
+    /// The tap behind a device that the kernel never had.
+    host_tap: Option<String>,
 }
 
 impl Opened {
@@ -68,18 +70,11 @@ impl Opened {
     /// # Errors
     /// The node's interface is not as it was; the message says what to do.
     pub fn close(mut self) -> Result<(), Error> {
+        // Before the NIC moves back.
         #[cfg(feature = "dpdk")]
-        if let Some(device) = self.device.take() {
-            // The drivers talk to the kernel about the interface: from inside its namespace.
-            let inside = self.taken.as_ref().map(|taken| taken.phys_netns.as_fd());
-            match inside {
-                Some(netns) => {
-                    let name = self.taken.as_ref().map_or("", |taken| &taken.name);
-                    crate::sys::netns::run_in(netns, || drop(device))
-                        .map_err(|source| Error::Namespace { name: name.into(), source })?;
-                }
-                None => drop(device),
-            }
+        drop(self.device.take());
+        if let Some(name) = self.host_tap.take() {
+            takeover::remove_tap(&name)?;
         }
         self.taken.take().map_or(Ok(()), Taken::restore).map_err(Error::Takeover)
     }
@@ -99,15 +94,18 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The host tap.
+    /// The driver cannot carry frames that large.
     #[error(
-        "uplink {name}: a tap of this name for the node's stack: {source} (is /dev/net/tun there?)"
+        "uplink {name}: MTU {mtu_bytes}, the driver carries {max_bytes}; lower it (`ip link set \
+         {name} mtu {max_bytes}`) or use {name}=packet"
     )]
-    HostTap {
+    Mtu {
         /// Which.
         name: String,
-        /// Why.
-        source: std::io::Error,
+        /// The interface's.
+        mtu_bytes: u32,
+        /// The driver's.
+        max_bytes: u16,
     },
     /// The namespace of the NIC.
     #[error("uplink {name}: its namespace can not be entered: {source}")]
@@ -144,10 +142,12 @@ pub fn open_all(
     state_dir: &Path,
     no_huge: bool,
 ) -> Result<(Vec<UplinkPort>, Vec<Opened>), Error> {
+    #[cfg(feature = "dpdk")]
+    device::prepare(requests, workers, no_huge)?;
     let mut ports = Vec::new();
     let mut opened = Vec::new();
     for (number, request) in requests.iter().enumerate() {
-        match open(request, number, workers, state_dir, no_huge) {
+        match open(request, number, workers, state_dir) {
             Ok((port, held)) => {
                 tracing::info!(uplink = request.name, driver = request.driver, "uplink ready");
                 ports.push(port);
@@ -172,19 +172,18 @@ fn open(
     number: usize,
     workers: u16,
     state_dir: &Path,
-    no_huge: bool,
 ) -> Result<(UplinkPort, Opened), Error> {
     let purpose = match request.driver.as_str() {
         "packet" => Use::Packet,
         "net_af_packet" => Use::AfPacket,
         "net_af_xdp" => Use::AfXdp,
-        _ => return open_device(request, number, workers, no_huge),
+        _ => return open_device(request, workers),
     };
     let spec = Spec { interface: request.name.clone(), purpose, queues: workers };
     let mut taken = takeover::begin(&spec, state_dir)?;
     let queues = match purpose {
         Use::Packet => open_packet(request, &taken, workers),
-        Use::AfPacket | Use::AfXdp => open_taken(request, number, &taken, workers, no_huge),
+        Use::AfPacket | Use::AfXdp => open_taken(request, number, &taken, workers),
     };
     let (rx, tx, opened) = match queues {
         Ok(queues) => queues,
@@ -224,17 +223,12 @@ fn open_packet(request: &Request, taken: &Taken, workers: u16) -> Result<Queues,
 }
 
 #[cfg(not(feature = "dpdk"))]
-fn open_taken(request: &Request, _: usize, _: &Taken, _: u16, _: bool) -> Result<Queues, Error> {
+fn open_taken(request: &Request, _: usize, _: &Taken, _: u16) -> Result<Queues, Error> {
     Err(Error::NoDpdk { name: request.name.clone() })
 }
 
 #[cfg(not(feature = "dpdk"))]
-fn open_device(
-    request: &Request,
-    _: usize,
-    _: u16,
-    _: bool,
-) -> Result<(UplinkPort, Opened), Error> {
+fn open_device(request: &Request, _: u16) -> Result<(UplinkPort, Opened), Error> {
     Err(Error::NoDpdk { name: request.name.clone() })
 }
 
@@ -245,72 +239,55 @@ fn open_taken(
     number: usize,
     taken: &Taken,
     workers: u16,
-    no_huge: bool,
 ) -> Result<Queues, Error> {
-    let mut arguments = vec![format!("{}{number}", request.driver)];
-    arguments.push(format!("iface={}", taken.phys_ifname));
-    arguments.extend(request.arguments.iter().cloned());
-    if request.driver == "net_af_packet" && workers > 1 {
-        arguments.push(format!("qpairs={workers}"));
+    let mtu = device::check_mtu(request, taken.mtu)?;
+    let attempt = |queues: u16| {
+        let arguments = device::arguments(request, number, &taken.phys_ifname, queues);
+        // The drivers find the interface by its name: from inside its namespace.
+        let work = || device::start(request, &arguments, queues, mtu);
+        crate::sys::netns::run_in(taken.phys_netns.as_fd(), work)
+            .map_err(|source| Error::Namespace { name: request.name.clone(), source })
+            .flatten()
+    };
+    let mut started = attempt(workers);
+    if started.is_err() && workers > 1 && request.driver == "net_af_xdp" {
+        // The NIC may have fewer queues than there are workers.
+        started = attempt(1).map_err(|_| started.expect_err("looked at above"));
     }
-    let eal = device::eal(request, no_huge)?;
-    let mtu = u16::try_from(taken.mtu).unwrap_or(u16::MAX);
-    // The drivers talk to the kernel about the interface: from inside its namespace.
-    let netns = taken.phys_netns.as_fd();
-    let work = || device::start(request, eal, &arguments.join(","), workers, mtu);
-    let entered = crate::sys::netns::run_in(netns, work);
-    let started =
-        entered.map_err(|source| Error::Namespace { name: request.name.clone(), source })??;
-    Ok((started.rx, started.tx, Opened { device: Some(started.device), taken: None }))
+    let started = started?;
+    let opened = Opened { device: Some(started.device), ..Opened::default() };
+    Ok((started.rx, started.tx, opened))
 }
 
 /// Any other DPDK device; the node's stack gets a new tap of the uplink's name behind it.
 #[cfg(feature = "dpdk")]
-fn open_device(
-    request: &Request,
-    number: usize,
-    workers: u16,
-    no_huge: bool,
-) -> Result<(UplinkPort, Opened), Error> {
-    let _ = number;
-    let eal = device::eal(request, no_huge)?;
+fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), Error> {
+    const MTU_BYTES: u16 = 1500;
     let arguments = std::iter::once(&request.driver).chain(&request.arguments);
     let arguments: Vec<_> = arguments.map(String::as_str).collect();
-    let started = device::start(request, eal, &arguments.join(","), workers, 1500)?;
+    let started = device::start(request, &arguments.join(","), workers, MTU_BYTES)?;
     let mac = started.device.mac().map_err(device::failed(request))?;
-    let host_tap = host_tap(request, workers, mac)?;
+    let host_tap = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
     let port = UplinkPort {
-        info: info(request, Mac(mac), 1500),
+        info: info(request, Mac(mac), u32::from(MTU_BYTES)),
         offloads: false,
         rx: started.rx,
         tx: started.tx,
         host_tap,
     };
-    Ok((port, Opened { device: Some(started.device), taken: None }))
-}
-
-/// A tap of the uplink's name and MAC, up; it goes with the process.
-fn host_tap(request: &Request, queues: u16, mac: [u8; 6]) -> Result<Vec<OwnedFd>, Error> {
-    let failed = |source| Error::HostTap { name: request.name.clone(), source };
-    let fds = tun::open_tap(&request.name, queues).map_err(failed)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let index = nix::net::if_::if_nametoindex(request.name.as_str())
-        .map_err(|errno| failed(errno.into()))?;
-    let set = runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        let link = rtnetlink::LinkUnspec::new_with_index(index).address(mac.to_vec()).up().build();
-        handle.link().set(link).execute().await.map_err(std::io::Error::other)
-    });
-    set.map_err(failed)?;
-    Ok(fds)
+    let held = Opened {
+        device: Some(started.device),
+        host_tap: Some(request.name.clone()),
+        ..Opened::default()
+    };
+    Ok((port, held))
 }
 
 /// What needs DPDK.
 #[cfg(feature = "dpdk")]
 mod device {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use dpdk::{Eal, EalOptions, EthConfig, EthDev, Mempool, MempoolConfig};
 
@@ -318,14 +295,23 @@ mod device {
     use crate::port::eth::{EthRx, EthTx};
     use crate::port::{Rx, Tx};
 
-    /// Buffers for each queue: descriptors, bursts, frames that other workers still copy.
-    const BUFFERS_PER_QUEUE: u32 = 8191;
-    /// For a pool of that size and DPDK's own needs, per worker.
-    const MEMORY_MIB: u32 = 128;
+    /// Buffers for each queue: descriptors, bursts, frames that other workers still copy. An
+    /// af_xdp queue takes 2048 for its fill ring, and loses them when it does not come up.
+    const BUFFERS_PER_QUEUE: u32 = 12_288;
+    /// A buffer with its headers, at MTU 1500.
+    const BUFFER_BYTES: u32 = 2560;
+    /// How often, and after which pause, an XDP queue is asked for.
+    const XDP_ATTEMPTS: u32 = 4;
+    const XDP_PAUSE: Duration = Duration::from_millis(60);
+    /// The af_packet driver's, which does not say so.
+    const AF_PACKET_MTU: u16 = 1500;
+    /// A frame and DPDK's headers fit one page (XDP without multi-buffer).
+    const AF_XDP_MTU: u16 = 3000;
     /// Ethernet header and a VLAN tag.
     const LINK_HEADER_BYTES: u16 = 18;
 
     /// A device that runs.
+    #[derive(Debug)]
     pub(super) struct Started {
         pub(super) device: EthDev,
         pub(super) rx: Vec<Rx>,
@@ -337,32 +323,72 @@ mod device {
         move |source| Error::Dpdk { name: name.clone(), source }
     }
 
-    /// DPDK itself, started with the first uplink.
-    pub(super) fn eal(request: &Request, no_huge: bool) -> Result<Eal, Error> {
-        if let Some(eal) = Eal::get() {
-            return Ok(eal);
-        }
-        let is_pci = request.driver.contains(':');
+    /// Starts DPDK where an uplink needs it. Before anything is taken over: it takes a while, in
+    /// which the node's traffic still flows.
+    pub(super) fn prepare(requests: &[Request], workers: u16, no_huge: bool) -> Result<(), Error> {
+        let devices: Vec<_> = requests.iter().filter(|r| r.driver != "packet").collect();
+        let Some(first) = devices.first().filter(|_| Eal::get().is_none()) else { return Ok(()) };
+        let queues = devices.len() as u32 * u32::from(workers.max(1));
+        let pci = devices.iter().filter(|r| r.driver.contains(':'));
         let options = EalOptions {
-            memory_mib: MEMORY_MIB,
-            pci: is_pci.then(|| request.driver.clone()).into_iter().collect(),
+            memory_mib: 64 + queues * ((BUFFERS_PER_QUEUE * BUFFER_BYTES) >> 20),
+            pci: pci.map(|request| request.driver.clone()).collect(),
             ordinary_pages: no_huge,
             ..EalOptions::default()
         };
-        Eal::init(&options).map_err(failed(request))
+        Eal::init(&options).map_err(failed(first))?;
+        Ok(())
+    }
+
+    fn eal(request: &Request) -> Result<Eal, Error> {
+        Eal::get().map_or_else(|| Eal::init(&EalOptions::default()).map_err(failed(request)), Ok)
+    }
+
+    /// Whether the driver carries the interface's MTU.
+    pub(super) fn check_mtu(request: &Request, mtu_bytes: u32) -> Result<u16, Error> {
+        let max_bytes = if request.driver == "net_af_packet" { AF_PACKET_MTU } else { AF_XDP_MTU };
+        u16::try_from(mtu_bytes).ok().filter(|mtu| *mtu <= max_bytes).ok_or_else(|| Error::Mtu {
+            name: request.name.clone(),
+            mtu_bytes,
+            max_bytes,
+        })
+    }
+
+    /// Device arguments for a driver on a kernel interface.
+    pub(super) fn arguments(
+        request: &Request,
+        number: usize,
+        interface: &str,
+        queues: u16,
+    ) -> String {
+        let driver = &request.driver;
+        let ours = if driver == "net_af_packet" {
+            // Its sockets share the NIC's flows, used or not: as many as there are workers.
+            format!("qpairs={queues},framecnt=2048,qdisc_bypass=1")
+        } else {
+            // Busy polling would hold interrupts back that a sleeping worker needs.
+            format!("start_queue=0,queue_count={queues},busy_budget=0")
+        };
+        let mut all = format!("{driver}{number},iface={interface},{ours}");
+        for argument in &request.arguments {
+            all.push(',');
+            all.push_str(argument);
+        }
+        all
     }
 
     /// Brings a device up with as many queues as workers, or as it has.
     pub(super) fn start(
         request: &Request,
-        eal: Eal,
         arguments: &str,
         workers: u16,
         mtu: u16,
     ) -> Result<Started, Error> {
+        let eal = eal(request)?;
         let failed = failed(request);
         let pool = MempoolConfig {
-            mbufs: BUFFERS_PER_QUEUE * u32::from(workers),
+            // One less than a multiple of a power of two wastes least.
+            mbufs: BUFFERS_PER_QUEUE * u32::from(workers) - 1,
             data_bytes: MempoolConfig::default().data_bytes.max(mtu + LINK_HEADER_BYTES),
             ..MempoolConfig::default()
         };
@@ -372,9 +398,20 @@ mod device {
         let config = EthConfig {
             rx_queues: workers.min(info.max_rx_queues),
             tx_queues: workers.min(info.max_tx_queues),
+            // The socket drivers have none, but sockets to wait on.
+            rx_interrupts: !request.driver.starts_with("net_af_"),
             ..EthConfig::default()
         };
-        device.configure(&config).map_err(&failed)?;
+        let mut configured = device.configure(&config);
+        for _ in 1..XDP_ATTEMPTS {
+            if configured.is_ok() || request.driver != "net_af_xdp" {
+                break;
+            }
+            // The kernel takes a moment to release the queue of a process that was killed.
+            std::thread::sleep(XDP_PAUSE);
+            configured = device.configure(&config);
+        }
+        configured.map_err(&failed)?;
         let (rx, tx) = device.start().map_err(&failed)?;
         // The node's stack has joined groups on the host tap that the NIC knows nothing of.
         if let Err(error) = device.set_all_multicast()

@@ -15,6 +15,7 @@ use crate::table::IfaceId;
 const RX_PKTS: usize = 32;
 /// Frames of one burst and the pieces of a few super-frames.
 const TX_PKTS: usize = 256;
+const SPARE_MBUFS: usize = 32;
 /// Most buffers of one received frame.
 const RX_SEGS: usize = 16;
 /// Claims that other workers may hold before the table grows.
@@ -36,6 +37,8 @@ pub struct EthRx {
 pub struct EthTx {
     queue: TxQueue,
     pool: Arc<Mempool>,
+    /// Taken from the pool, not used yet: it is asked once per so many frames.
+    spare: ArrayVec<Mbuf, SPARE_MBUFS>,
     pending: Box<ArrayVec<Mbuf, TX_PKTS>>,
     max_frame_bytes: usize,
 }
@@ -132,6 +135,7 @@ impl EthTx {
         Self {
             queue,
             pool,
+            spare: ArrayVec::new(),
             pending: Box::default(),
             max_frame_bytes: buffer_bytes.min(usize::from(mtu) + 18),
         }
@@ -152,7 +156,7 @@ impl EthTx {
                 return Err(TxDropReason::RingFull);
             }
         }
-        let mut mbuf = self.pool.alloc().ok_or(TxDropReason::NoBuffer)?;
+        let mut mbuf = self.buffer().ok_or(TxDropReason::NoBuffer)?;
         let room = mbuf.append(bytes).ok_or(TxDropReason::FrameTooBig)?;
         let mut to = copy::owned_seg_mut(room).write(out.head);
         for part in out.body {
@@ -160,6 +164,14 @@ impl EthTx {
         }
         self.pending.push(mbuf);
         Ok(bytes as u32)
+    }
+
+    #[inline]
+    fn buffer(&mut self) -> Option<Mbuf> {
+        if self.spare.is_empty() && !self.pool.alloc_bulk(&mut self.spare, SPARE_MBUFS) {
+            return self.pool.alloc();
+        }
+        self.spare.pop()
     }
 
     /// Hands the frames to the device. Those that it does not take now stay for the next flush.

@@ -1,9 +1,9 @@
 //! Uplink ports on real interfaces: veth pairs in namespaces that each test makes. Needs root.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,10 +14,11 @@ use nix::sched::{CloneFlags, unshare};
 use super::packet::{PacketRx, PacketTx};
 use super::vnet::{VnetRx, VnetTx};
 use super::*;
-use crate::copy::tests_seg;
+use crate::control::UplinkPort;
+use crate::control::uplink::{self, Opened, Request};
+use crate::copy::{complete_checksum, tests_seg};
 use crate::path::{Checksum, Gso, HEADROOM_BYTES};
 use crate::sys::netns;
-use crate::takeover::{self, Spec, Use};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const IFACE: IfaceId = IfaceId(1);
@@ -202,10 +203,8 @@ struct Bump {
 }
 
 impl Bump {
-    fn over(taken: &mut takeover::Taken) -> Self {
-        let (mut rx, mut tx, _) =
-            packet::open(taken.phys_netns.as_fd(), taken.ifindex, 1, 1).expect("packet sockets");
-        let tap = taken.host_tap.pop().expect("a queue");
+    fn over(mut uplink: UplinkPort) -> Self {
+        let tap = uplink.host_tap.pop().expect("a queue");
         let tap_out = tap.try_clone().expect("a descriptor");
         let mut bump = Self {
             stop: Arc::default(),
@@ -213,18 +212,18 @@ impl Bump {
             frames: Arc::default(),
             bytes: Arc::default(),
         };
-        let (nic_rx, nic_tx) = (rx.pop().expect("one"), tx.pop().expect("one"));
-        bump.pass(Rx::Vnet(VnetRx::new(tap)), Tx::Packet(nic_tx));
-        bump.pass(Rx::Packet(nic_rx), Tx::Vnet(VnetTx::new(tap_out)));
+        let (nic_rx, nic_tx) = (uplink.rx.pop().expect("one"), uplink.tx.pop().expect("one"));
+        bump.pass(Rx::Vnet(VnetRx::new(tap)), nic_tx, uplink.offloads);
+        bump.pass(nic_rx, Tx::Vnet(VnetTx::new(tap_out)), true);
         bump
     }
 
-    fn pass(&mut self, mut rx: Rx, mut tx: Tx) {
+    fn pass(&mut self, mut rx: Rx, mut tx: Tx, offloads: bool) {
         let stop = Arc::clone(&self.stop);
         let (frames, bytes) = (Arc::clone(&self.frames), Arc::clone(&self.bytes));
         self.threads.push(std::thread::spawn(move || {
             let (mut burst, mut pool) = (Burst::default(), BufferPool::default());
-            let mut list = CopyList::default();
+            let (mut list, mut notifier) = (CopyList::default(), Notifier::new().expect("aio"));
             while !stop.load(Ordering::Relaxed) {
                 let mut fds = [PollFd::new(rx.wake_fd().expect("readable"), PollFlags::POLLIN)];
                 poll(&mut fds, PollTimeout::from(20_u16)).expect("poll");
@@ -233,12 +232,22 @@ impl Bump {
                 for at in 0..burst.len() {
                     let (slot, meta, body) = burst.slot_mut(at);
                     let head = &mut slot.0[usize::from(meta.start)..usize::from(meta.end)];
+                    if !offloads && meta.checksum == Checksum::Partial {
+                        let (from, to) = (meta.csum_start.into(), meta.csum_offset.into());
+                        assert!(complete_checksum(head, from, to, body));
+                        meta.checksum = Checksum::Verified;
+                    }
                     if let Ok(sent) = tx.send(Outgoing { head, body, meta }, &mut list) {
                         frames.fetch_add(1, Ordering::Relaxed);
                         bytes.fetch_add(u64::from(sent), Ordering::Relaxed);
                     }
-                    rx.release(meta.claim, &mut pool);
                 }
+                list.run();
+                tx.flush(&mut notifier);
+                for at in 0..burst.len() {
+                    rx.release(burst.meta(at).claim, &mut pool);
+                }
+                rx.flush();
             }
         }));
     }
@@ -252,8 +261,8 @@ impl Bump {
     }
 }
 
-/// A node (this thread) and a peer behind its `eth0`, MTU 9000.
-fn node_and_peer() -> OwnedFd {
+/// A node (this thread) and a peer behind its `eth0`.
+fn node_and_peer(mtu: u16) -> OwnedFd {
     unshare(CloneFlags::CLONE_NEWNET).expect("root");
     let peer = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("root");
@@ -265,15 +274,13 @@ fn node_and_peer() -> OwnedFd {
     let pid = std::process::id();
     run("ip link add eth0 type veth peer name peer0");
     run(&format!("ip link set peer0 netns /proc/{pid}/fd/{fd}"));
-    for (address, v6) in [("10.8.0.1/24", "fd08::1/64")] {
-        run(&format!("ip addr add {address} dev eth0"));
-        run(&format!("ip addr add {v6} dev eth0 nodad"));
-    }
-    run("ip link set eth0 mtu 9000 up");
+    run("ip addr add 10.8.0.1/24 dev eth0");
+    run("ip addr add fd08::1/64 dev eth0 nodad");
+    run(&format!("ip link set eth0 mtu {mtu} up"));
     netns::run_in(peer.as_fd(), || {
         run("ip addr add 10.8.0.2/24 dev peer0");
         run("ip addr add fd08::2/64 dev peer0 nodad");
-        run("ip link set peer0 mtu 9000 up");
+        run(&format!("ip link set peer0 mtu {mtu} up"));
     })
     .expect("entered");
     peer
@@ -328,39 +335,120 @@ fn ping(address: &str) {
     run(&format!("ping -c 1 -W 5 -q {address}"));
 }
 
+/// The goal is a second, which `make demo` checks on release builds of everything. Here other tests
+/// run beside, unoptimised, and TCP's retransmission timer doubles what is lost.
+const LONGEST_GAP: Duration = Duration::from_secs(4);
+
+const UPLINK: &str = "BOWLINE_TEST_UPLINK";
+const STATE: &str = "BOWLINE_TEST_STATE";
+const READY: &str = "the uplink is open";
+
+fn open_uplink(text: &str, state: &std::path::Path) -> Result<(UplinkPort, Opened), uplink::Error> {
+    let request: Request = text.parse().expect("an uplink");
+    let (mut ports, mut opened) = uplink::open_all(&[request], 1, state, false)?;
+    Ok((ports.pop().expect("one"), opened.pop().expect("one")))
+}
+
+/// Another process that opens the uplink in this thread's namespace and forwards until killed.
+fn start_process(uplink: &str, state: &std::path::Path) -> Child {
+    let name = "port::uplink_tests::a_process_that_forwards_until_it_is_killed";
+    let mut child = Command::new(std::env::current_exe().expect("a test binary"))
+        .args(["--exact", name, "--nocapture"])
+        .env(UPLINK, uplink)
+        .env(STATE, state)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let stdout = BufReader::new(child.stdout.take().expect("piped"));
+    let ready = stdout.lines().map_while(Result::ok).any(|line| line.contains(READY));
+    assert!(ready, "the process ended early: {:?}", child.wait());
+    child
+}
+
+/// The process of [`start_process`]; on its own it has nothing to do.
 #[test]
-fn the_nodes_connections_survive_start_kill_and_stop() {
-    let peer = node_and_peer();
+fn a_process_that_forwards_until_it_is_killed() {
+    let (Ok(arg), Ok(state)) = (std::env::var(UPLINK), std::env::var(STATE)) else { return };
+    let (port, _opened) = open_uplink(&arg, state.as_ref()).expect("taken");
+    let bump = Bump::over(port);
+    println!("{READY}");
+    for thread in bump.threads {
+        thread.join().expect("no panic");
+    }
+}
+
+/// Start, kill, resume, clean stop: two connections live through it all, without a long gap.
+fn survives(
+    kind: &str,
+    mtu: u16,
+    prepare: impl FnOnce(&OwnedFd),
+    bulk: impl FnOnce(&OwnedFd, &Bump),
+) {
+    let peer = node_and_peer(mtu);
+    prepare(&peer);
     ping("10.8.0.2");
     ping("fd08::2");
     let state = tempfile::tempdir().expect("a folder");
-    let spec = Spec { interface: "eth0".to_owned(), purpose: Use::Packet, queues: 1 };
+    let arg = format!("eth0={kind}");
     let beats = [Heartbeat::start(&peer, "10.8.0.2"), Heartbeat::start(&peer, "fd08::2")];
 
-    let mut taken = takeover::begin(&spec, state.path()).expect("taken");
-    let bump = Bump::over(&mut taken);
+    let mut process = start_process(&arg, state.path());
     ping("10.8.0.2");
     ping("fd08::2");
-    bump.kill();
-    drop(taken);
+    process.kill().expect("SIGKILL");
+    process.wait().expect("dead");
 
-    let mut taken = takeover::begin(&spec, state.path()).expect("resumed");
-    assert!(taken.resumed);
-    let bump = Bump::over(&mut taken);
+    let (port, opened) = open_uplink(&arg, state.path()).expect("resumed");
+    let bump = Bump::over(port);
     ping("10.8.0.2");
-    run("ping -c 1 -W 5 -q -s 8900 -M do 10.8.0.2");
+    run(&format!("ping -c 1 -W 5 -q -s {} -M do 10.8.0.2", mtu - 28));
     ping("fd08::2");
-    bulk_stays_in_super_frames(&peer, &bump);
+    bulk(&peer, &bump);
     bump.kill();
-    taken.restore().expect("given back");
+    opened.close().expect("given back");
     ping("10.8.0.2");
     ping("fd08::2");
 
     for beat in beats {
         let (count, longest) = beat.stop();
-        assert!(count > 20, "{count} round trips");
-        assert!(longest < Duration::from_secs(1), "a gap of {longest:?}");
+        assert!(count > 5, "{count} round trips");
+        assert!(longest < LONGEST_GAP, "a gap of {longest:?}");
     }
+}
+
+#[test]
+fn the_node_survives_a_packet_uplink() {
+    survives("packet", 9000, |_| (), bulk_stays_in_super_frames);
+}
+
+/// Without a virtio-net header nobody tells these drivers what a veth has left undone.
+#[cfg(feature = "dpdk")]
+fn plain_frames_from(peer: &OwnedFd) {
+    netns::run_in(peer.as_fd(), || run("ethtool -K peer0 tx off tso off gso off"))
+        .expect("entered");
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn the_node_survives_an_af_packet_uplink() {
+    survives("net_af_packet", 1500, plain_frames_from, |_, _| ());
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn the_node_survives_an_af_xdp_uplink() {
+    survives("net_af_xdp", 1500, plain_frames_from, |_, _| ());
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn an_interface_with_too_large_an_mtu_is_given_back() {
+    let _peer = node_and_peer(9000);
+    let state = tempfile::tempdir().expect("a folder");
+    let refused = open_uplink("eth0=net_af_packet", state.path());
+    let error = refused.map(drop).expect_err("refused").to_string();
+    assert!(error.contains("MTU 9000") && error.contains("carries 1500"), "{error}");
+    ping("10.8.0.2");
 }
 
 fn bulk_stays_in_super_frames(peer: &OwnedFd, bump: &Bump) {

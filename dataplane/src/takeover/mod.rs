@@ -232,6 +232,29 @@ impl Taken {
     }
 }
 
+/// Makes a persistent tap for a device that the kernel never had, or attaches to the one that a
+/// killed process left, with the addresses it has. It is up then.
+///
+/// # Errors
+/// [`Error::Step`] with the kernel's answer.
+pub fn make_tap(name: &str, mac: [u8; 6], mtu: u16, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+    steps::stand_alone_tap(&mut open_netlink(name)?, name, mac, mtu, queues).map_err(|source| {
+        Error::Step { step: "making the tap", interface: name.to_owned(), source }
+    })
+}
+
+/// Deletes a tap of [`make_tap`].
+///
+/// # Errors
+/// [`Error::Step`] with the kernel's answer.
+pub fn remove_tap(name: &str) -> Result<(), Error> {
+    steps::remove_tap(&mut open_netlink(name)?, name).map_err(|source| Error::Step {
+        step: "deleting the tap",
+        interface: name.to_owned(),
+        source,
+    })
+}
+
 fn open_netlink(interface: &str) -> Result<Netlink, Error> {
     Netlink::open().map_err(|source| Error::Step {
         step: "opening netlink",

@@ -323,12 +323,33 @@ pub(super) fn give_back(
 }
 
 fn delete_taps(netlink: &mut Netlink, journal: &Journal) -> io::Result<()> {
-    for name in [&journal.interface, &journal.tap] {
-        if let Some(tap) = Link::find(netlink, name)?.filter(|link| link.kind == "tun") {
-            link::delete(netlink, tap.index)?;
-        }
+    remove_tap(netlink, &journal.interface)?;
+    remove_tap(netlink, &journal.tap)
+}
+
+/// Deletes the tap of this name, if there is one.
+pub(super) fn remove_tap(netlink: &mut Netlink, name: &str) -> io::Result<()> {
+    match Link::find(netlink, name)?.filter(|link| link.kind == "tun") {
+        Some(tap) => link::delete(netlink, tap.index),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// A tap that replaces nothing.
+pub(super) fn stand_alone_tap(
+    netlink: &mut Netlink,
+    name: &str,
+    mac: [u8; 6],
+    mtu: u16,
+    queues: u16,
+) -> io::Result<Vec<OwnedFd>> {
+    let tap = tun::open_tap(name, queues)?;
+    if let Some(queue) = tap.first() {
+        tun::set_persistent(queue, true)?;
+    }
+    let link = Link::by_name(netlink, name)?;
+    Change::of(link.index).mac(mac).mtu(u32::from(mtu)).up(true).send(netlink)?;
+    Ok(tap)
 }
 
 /// Moves the NIC from its namespace to the thread's; `false` when it is not there.

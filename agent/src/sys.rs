@@ -46,6 +46,12 @@ pub(crate) fn open_tap_queue(name: &str, multi_queue: bool) -> io::Result<OwnedF
     // SAFETY: `request` is a complete `struct ifreq` that lives across the call, which is what
     // TUNSETIFF reads and writes; `file` is an open descriptor.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    // The form of virtio 1.0, with the number of buffers: what the data plane reads and writes.
+    let header_bytes: libc::c_int = 12;
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives across the call.
+    check(unsafe {
+        libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes)
+    })?;
     Ok(file.into())
 }
 

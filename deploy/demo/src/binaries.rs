@@ -92,7 +92,7 @@ impl Binaries {
     #[must_use]
     pub fn dataplane(&self, node: &Node, uplink: Uplink) -> Program {
         let pairs = [
-            ("--uplink", format!("{}:{}", uplink.name(), node.uplink)),
+            ("--uplink", format!("{}={}", node.uplink, uplink.name())),
             ("--socket", path_text(&node.dataplane_socket())),
             ("--state-dir", path_text(&node.dir.join("dataplane"))),
             ("--poll", node.poll.into()),

@@ -6,7 +6,7 @@ use std::ops::ControlFlow::{Break, Continue};
 use wire::{Ethernet, Header, Ipv4, Ipv6, Piece, Udp, Vlan, Walk, ether_type, protocol};
 
 use super::probe::note;
-use super::{Context, DropReason, Packet, Probe, Step, Verdict, parse};
+use super::{Checksum, Context, DropReason, Gso, Packet, Probe, Step, Verdict, parse};
 use crate::table::{Iface, IfaceId, NextHopId, Tables, VrfId};
 
 /// VLAN tags that are looked behind.
@@ -52,6 +52,8 @@ pub(super) fn from_host<P: Probe>(
 #[inline]
 pub(super) fn observe(packet: &mut Packet<'_>, kind: u16, l3: u16) {
     let before = *packet.meta;
+    // The node's own super-frames are not measured by what pods may send.
+    (packet.meta.checksum, packet.meta.gso) = (Checksum::Unknown, Gso::None);
     let parsed = match kind {
         ether_type::IPV4 => parse::ip4(packet, l3).is_continue(),
         ether_type::IPV6 => parse::ip6(packet, l3).is_continue(),
@@ -60,7 +62,7 @@ pub(super) fn observe(packet: &mut Packet<'_>, kind: u16, l3: u16) {
     // Parsing trims padding; the frame crosses with it.
     let meta = &mut *packet.meta;
     (meta.end, meta.body_bytes) = (before.end, before.body_bytes);
-    meta.gso = before.gso;
+    (meta.checksum, meta.gso) = (before.checksum, before.gso);
     if !parsed {
         (meta.l3, meta.l4, meta.protocol, meta.ip_version) = (0, 0, 0, 0);
     }

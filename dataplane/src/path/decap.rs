@@ -14,7 +14,7 @@ use wire::{
 use super::encap::{TUNNEL, ecn_of};
 use super::ingress::{Link, v4, v6};
 use super::probe::note;
-use super::{Checksum, Context, DropReason, Packet, Probe, Step, Verdict};
+use super::{Checksum, DropReason, Packet, Probe, Step, Verdict};
 use crate::table::{Iface, NextHopId, Tables, Vrf, VrfId};
 
 /// The tunnel that a packet came out of.
@@ -38,14 +38,15 @@ pub(super) struct Outer {
 pub(super) enum Frame<'a> {
     /// The node's: crosses the bump.
     NotOurs,
-    /// Out of a tunnel, into this VRF.
-    Tunnelled(Outer, &'a Vrf),
+    /// Out of a tunnel, into this VRF, with this inner link header.
+    Tunnelled(Outer, &'a Vrf, Link),
 }
 
 /// An IP header's facts, of either family.
 struct Ip {
     family: u8,
     ecn: u8,
+    /// Bytes of the frame up to the UDP header.
     udp: usize,
     /// Bytes of UDP header and payload that the IP header leaves room for.
     room: usize,
@@ -61,99 +62,37 @@ enum Vtep {
 /// Looks at the outer headers of a frame from an uplink.
 #[inline(always)]
 pub(super) fn outer<'a, P: Probe>(
-    cx: &Context<'a>,
+    tables: &'a Tables,
     iface: &Iface,
     packet: &mut Packet<'_>,
     probe: &mut P,
 ) -> Step<Frame<'a>> {
-    let Some(eth) = Ethernet::view(packet.head()) else { return Break(packet.more()) };
+    let Some((eth, bytes)) = Ethernet::split(packet.head()) else { return Break(packet.more()) };
     if eth.dst != iface.mac {
         return Continue(Frame::NotOurs);
     }
-    let ip = match eth.ether_type.get() {
-        ether_type::IPV4 => outer4(cx, packet)?,
-        ether_type::IPV6 => outer6(cx, packet)?,
-        _ => None,
+    let (ip, sum, bytes) = match eth.ether_type.get() {
+        ether_type::IPV4 => outer4(tables, packet, bytes)?,
+        ether_type::IPV6 => outer6(tables, packet, bytes)?,
+        _ => return Continue(Frame::NotOurs),
     };
     let Some(ip) = ip else { return Continue(Frame::NotOurs) };
-    let Some(udp) = Udp::at(packet.head(), ip.udp) else { return Break(packet.more()) };
-    if udp.dst_port.get() != cx.tables.node.vxlan_port {
+    let Some((udp, bytes)) = Udp::split(bytes) else { return Break(packet.more()) };
+    if udp.dst_port.get() != tables.node.vxlan_port {
         return Continue(Frame::NotOurs);
     }
-    vxlan(cx.tables, &ip, packet, probe)
-}
-
-/// Whether it is UDP over IPv4 to one of this node's tunnel ends.
-#[inline(always)]
-fn outer4(cx: &Context<'_>, packet: &mut Packet<'_>) -> Step<Option<Ip>> {
-    let l3 = Ethernet::BYTES;
-    let Some(ip) = Ipv4::at(packet.head(), l3) else { return Break(packet.more()) };
-    let header_bytes = ip.header_bytes();
-    if ip.protocol != protocol::UDP
-        || ip.version() != 4
-        || header_bytes < Ipv4::BYTES
-        || ip.is_fragment()
-        || !cx.tables.node.vteps4.iter().any(|vtep| u32::from(*vtep) == ip.dst.get())
-    {
-        return Continue(None);
-    }
-    let sum = match packet.head().get(l3..l3 + header_bytes) {
-        Some(_) if header_bytes == Ipv4::BYTES => ip.sum(),
-        Some(header) => Sum::of(header),
-        None => return Break(packet.more()),
-    };
-    if sum.fold() != 0xffff {
+    // From here on the frame is ours: what is wrong with it is a drop.
+    if !sum.verifies() {
         return Break(Verdict::Drop(DropReason::Ip4BadChecksum));
     }
-    let total = usize::from(ip.total_len.get());
-    let (ecn, src) = (ip.tos & Ipv4::ECN, Vtep::V4(ip.src.get()));
-    let Some(room) = total.checked_sub(header_bytes) else {
-        return Break(Verdict::Drop(DropReason::Ip4Malformed));
-    };
-    Continue(Some(Ip { family: 4, ecn, udp: l3 + header_bytes, room, src }))
-}
-
-/// Whether it is UDP over IPv6 to one of this node's tunnel ends.
-fn outer6(cx: &Context<'_>, packet: &mut Packet<'_>) -> Step<Option<Ip>> {
-    let l3 = Ethernet::BYTES;
-    let Some(bytes) = packet.head().get(l3..) else { return Break(packet.more()) };
-    let Some(ip) = Ipv6::view(bytes) else { return Break(packet.more()) };
-    if !cx.tables.node.vteps6.iter().any(|vtep| u128::from(*vtep) == ip.dst.get()) {
-        return Continue(None);
-    }
-    let upper = match Ipv6::walk(bytes) {
-        Walk::Found(upper) if upper.protocol == protocol::UDP && upper.piece == Piece::Whole => {
-            upper
-        }
-        Walk::Short if packet.meta.body_bytes > 0 => return Break(packet.more()),
-        _ => return Continue(None),
-    };
-    let total = Ipv6::BYTES + usize::from(ip.payload_len.get());
-    let (ecn, src) = (ip.ecn(), Vtep::V6(ip.src.get()));
-    let Some(room) = total.checked_sub(upper.offset) else {
-        return Break(Verdict::Drop(DropReason::Ip6Malformed));
-    };
-    Continue(Some(Ip { family: 6, ecn, udp: l3 + upper.offset, room, src }))
-}
-
-/// From here on the frame is ours: what is wrong with it is a drop.
-#[inline(always)]
-fn vxlan<'a, P: Probe>(
-    tables: &'a Tables,
-    ip: &Ip,
-    packet: &mut Packet<'_>,
-    probe: &mut P,
-) -> Step<Frame<'a>> {
+    let (udp_bytes, udp_checksum) = (usize::from(udp.len.get()), udp.checksum.get());
     let malformed = Break(Verdict::Drop(DropReason::VxlanMalformed));
-    let Some(udp) = Udp::at(packet.head(), ip.udp) else { return Break(packet.more()) };
-    let udp_bytes = usize::from(udp.len.get());
     // Of a super-frame (from a neighbour on the same machine) the length fields are the whole's.
     if udp_bytes < TUNNEL || udp_bytes > ip.room || ip.udp + udp_bytes > packet.frame_bytes() {
         return malformed;
     }
-    let udp_checksum = udp.checksum.get();
-    let at = ip.udp + Udp::BYTES;
-    let Some(vxlan) = Vxlan::at(packet.head(), at) else { return Break(packet.more()) };
+    let Some((vxlan, bytes)) = Vxlan::split(bytes) else { return Break(packet.more()) };
+    let Some(inner) = Ethernet::view(bytes) else { return Break(packet.more()) };
     let Some(vni) = vxlan.vni() else {
         note!(probe, Decap, "VXLAN flags {:08x} lack the I bit", vxlan.flags.get());
         return malformed;
@@ -169,21 +108,79 @@ fn vxlan<'a, P: Probe>(
         }
         return Break(Verdict::Drop(DropReason::VtepUnknown));
     }
+    let (dst, group) = (inner.dst, inner.dst.is_group());
+    let link = Link { ether_type: inner.ether_type.get(), group };
     packet.trim(ip.udp + udp_bytes);
     if packet.meta.checksum != Checksum::Verified && (udp_checksum != 0 || ip.family == 6) {
-        outer_checksum(ip, udp_checksum, udp_bytes, packet)?;
+        outer_checksum(&ip, udp_checksum, udp_bytes, packet)?;
+    }
+    packet.meta.vrf = vrf.id;
+    if dst != tables.node.router_mac && !group {
+        note!(probe, Decap, "inner destination MAC {dst} is not this node's router");
+        return Break(Verdict::Drop(DropReason::VxlanNotForRouter));
     }
     note!(probe, Decap, "VNI {vni} is {}, from a tunnel end that may send on it", vrf.name);
-    packet.meta.vrf = vrf.id;
     let outer = Outer {
         family: ip.family,
         ecn: ip.ecn,
         l3: Ethernet::BYTES as u16,
         udp: ip.udp as u16,
-        inner: (at + Vxlan::BYTES) as u16,
+        inner: (ip.udp + Udp::BYTES + Vxlan::BYTES) as u16,
         vni,
     };
-    Continue(Frame::Tunnelled(outer, vrf))
+    Continue(Frame::Tunnelled(outer, vrf, link))
+}
+
+/// What is behind the outer IP header: `None` where the packet is not UDP in one piece to one of
+/// this node's tunnel ends. The sum is that of the header, to be checked when it is ours.
+type Behind<'b> = (Option<Ip>, Sum, &'b [u8]);
+
+/// UDP over IPv4.
+#[inline(always)]
+fn outer4<'b>(tables: &Tables, packet: &Packet<'_>, bytes: &'b [u8]) -> Step<Behind<'b>> {
+    let Some((ip, rest)) = Ipv4::split(bytes) else { return Break(packet.more()) };
+    if ip.protocol != protocol::UDP
+        || ip.is_fragment()
+        || !tables.node.vteps4.iter().any(|vtep| u32::from(*vtep) == ip.dst.get())
+    {
+        return Continue((None, Sum::default(), rest));
+    }
+    let (sum, rest) = match ip.version_ihl {
+        0x45 => (ip.sum(), rest),
+        0x46..=0x4f => match bytes.split_at_checked(ip.header_bytes()) {
+            Some((header, rest)) => (Sum::of(header), rest),
+            None => return Break(packet.more()),
+        },
+        _ => return Continue((None, Sum::default(), rest)),
+    };
+    let (ecn, src) = (ip.tos & Ipv4::ECN, Vtep::V4(ip.src.get()));
+    let room = usize::from(ip.total_len.get()).saturating_sub(ip.header_bytes());
+    let udp = Ethernet::BYTES + ip.header_bytes();
+    Continue((Some(Ip { family: 4, ecn, udp, room, src }), sum, rest))
+}
+
+/// UDP over IPv6.
+#[inline(never)]
+fn outer6<'b>(tables: &Tables, packet: &Packet<'_>, bytes: &'b [u8]) -> Step<Behind<'b>> {
+    let Some((ip, rest)) = Ipv6::split(bytes) else { return Break(packet.more()) };
+    // There is no header checksum: one that is right.
+    let right = Sum::from_word(0xffff);
+    let ours = tables.node.vteps6.iter().any(|vtep| u128::from(*vtep) == ip.dst.get());
+    if !ours || ip.version() != 6 {
+        return Continue((None, right, rest));
+    }
+    let upper = match Ipv6::walk(bytes) {
+        Walk::Found(upper) if upper.protocol == protocol::UDP && upper.piece == Piece::Whole => {
+            upper
+        }
+        Walk::Short if packet.meta.body_bytes > 0 => return Break(packet.more()),
+        _ => return Continue((None, right, rest)),
+    };
+    let Some(rest) = bytes.get(upper.offset..) else { return Break(packet.more()) };
+    let total = Ipv6::BYTES + usize::from(ip.payload_len.get());
+    let (ecn, src) = (ip.ecn(), Vtep::V6(ip.src.get()));
+    let (udp, room) = (Ethernet::BYTES + upper.offset, total.saturating_sub(upper.offset));
+    Continue((Some(Ip { family: 6, ecn, udp, room, src }), right, rest))
 }
 
 /// Whether a tunnel end may send on the VRF's VNI: any of the cluster's but our own, and the VRF's
@@ -326,23 +323,4 @@ fn turn6(head: &mut [u8], l3: usize, udp_at: usize) -> bool {
         None => return false,
     }
     true
-}
-
-/// Checks the inner Ethernet header.
-#[inline(always)]
-pub(super) fn inner_link<P: Probe>(
-    tables: &Tables,
-    outer: &Outer,
-    packet: &mut Packet<'_>,
-    probe: &mut P,
-) -> Step<Link> {
-    let Some(eth) = Ethernet::at(packet.head(), usize::from(outer.inner)) else {
-        return Break(packet.more());
-    };
-    let group = eth.dst.is_group();
-    if eth.dst != tables.node.router_mac && !group {
-        note!(probe, Decap, "inner destination MAC {} is not this node's router", eth.dst);
-        return Break(Verdict::Drop(DropReason::VxlanNotForRouter));
-    }
-    Continue(Link { ether_type: eth.ether_type.get(), group })
 }

@@ -112,9 +112,9 @@ fn foreign_source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<
     if from.outer.is_none() && from.iface.addrs6.contains(&ip.src) {
         return Continue(());
     }
-    let gateway = link_local_of(from.vrf.gateway_mac);
-    if ip.dst == gateway && owns_link_local(from.vrf, ip.src) && from.outer.is_none() {
-        // A ping of the gateway on the link.
+    let on_link = ip.dst >> 120 == 0xff || ip.dst == link_local_of(from.vrf.gateway_mac);
+    if on_link && owns_link_local(from.vrf, ip.src) && from.outer.is_none() {
+        // A ping of the gateway on the link; or to a group, which the lookup refuses by its name.
         return Continue(());
     }
     if is_martian_source6(ip.src) {

@@ -123,6 +123,10 @@ pub fn forward<P: Probe>(
         IfaceKind::Uplink => from_uplink(cx, iface, packet, probe),
         IfaceKind::HostTap => bump::from_host(cx, iface, packet, probe),
     };
+    if verdict == Verdict::Refill {
+        // The body that was summed is about to change.
+        packet.meta.body_summed = false;
+    }
     verdict
 }
 
@@ -172,8 +176,8 @@ fn from_uplink<P: Probe>(
     packet: &mut Packet<'_>,
     probe: &mut P,
 ) -> Step<Verdict> {
-    let (outer, vrf) = match decap::outer(cx, iface, packet, probe)? {
-        Frame::Tunnelled(outer, vrf) => (outer, vrf),
+    let (outer, vrf, link) = match decap::outer(cx.tables, iface, packet, probe)? {
+        Frame::Tunnelled(outer, vrf, link) => (outer, vrf, link),
         Frame::NotOurs => {
             let kind = Ethernet::view(packet.head()).map_or(0, |eth| eth.ether_type.get());
             packet.meta.vrf = VrfId::UNDERLAY;
@@ -181,7 +185,6 @@ fn from_uplink<P: Probe>(
             return Continue(bump::cross(iface, packet, probe));
         }
     };
-    let link = decap::inner_link(cx.tables, &outer, packet, probe)?;
     let from = Origin { iface, vrf, outer: Some(outer), group: link.group };
     let l3 = outer.inner + Ethernet::BYTES as u16;
     match link.ether_type {

@@ -201,12 +201,10 @@ impl<'a> Packet<'a> {
 
     /// What to do when parsing needs more bytes than the head has.
     #[cold]
-    pub fn more(&mut self) -> Verdict {
+    pub fn more(&self) -> Verdict {
         if self.meta.body_bytes == 0 {
             Verdict::Drop(DropReason::Runt)
         } else if self.meta.end - self.meta.start < HEAD_MAX_BYTES as u16 {
-            // The body that was summed is about to change.
-            self.meta.body_summed = false;
             Verdict::Refill
         } else {
             Verdict::Drop(DropReason::HeadTooDeep)

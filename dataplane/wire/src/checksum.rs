@@ -107,7 +107,7 @@ impl Sum {
     /// cheaper, since folding is the remainder by 0xffff.
     #[inline]
     pub const fn verifies(self) -> bool {
-        self.0 != 0 && self.0 % 0xffff == 0
+        self.0 != 0 && self.0.is_multiple_of(0xffff)
     }
 
     /// What goes into the checksum field.

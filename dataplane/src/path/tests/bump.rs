@@ -104,6 +104,10 @@ fn super_frames_of_the_host_are_described_for_the_split() {
     assert_eq!(outcome.verdict, Verdict::Bump);
     assert_eq!((meta.l3, meta.l4, meta.protocol, meta.ip_version), (14, 34, 6, 4));
     assert_eq!((meta.gso, meta.checksum), (Gso::Tcp4, Checksum::Partial));
+    // A peer with small segments: a pod could not send so, the node must be able to.
+    let small = Meta { gso_size: 200, ..facts };
+    let outcome = world.send_with(HOST, &from_host(&packet), small);
+    assert_eq!((outcome.verdict, outcome.meta.l4), (Verdict::Bump, 34));
 }
 
 #[test]

@@ -125,9 +125,11 @@ fn bum_unsupported() {
     for dst in ["239.1.1.1", "255.255.255.255"] {
         dropped(&world.send(12, &udp4(a4(4), v4(dst), (1, 2), b"x")), DropReason::BumUnsupported);
     }
-    let packet = udp6(a6(2), v6("ff02::fb"), (5353, 5353), b"x");
-    let frame = ethernet(Mac([0x33, 0x33, 0, 0, 0, 0xfb]), pod_mac(10), 0x86dd, &packet);
-    dropped(&world.send(10, &frame), DropReason::BumUnsupported);
+    for src in [a6(2), v6("fe80::2")] {
+        let packet = udp6(src, v6("ff02::fb"), (5353, 5353), b"x");
+        let frame = ethernet(Mac([0x33, 0x33, 0, 0, 0, 0xfb]), pod_mac(10), 0x86dd, &packet);
+        dropped(&world.send(10, &frame), DropReason::BumUnsupported);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! | `--uplink` | what happens |
 //! |---|---|
 //! | `eth0=packet` | the NIC is taken over; packet sockets; the kernel's driver stays; any MTU |
-//! | `eth0=net_af_packet` | the same under DPDK's driver; MTU up to 1500 |
+//! | `eth0=net_af_packet` | the same under DPDK's driver; MTU up to 1900 |
 //! | `eth0=net_af_xdp` | the same under DPDK's driver; MTU up to 3000 |
 //! | `eth0=net_memif0,role=client,…`, `eth0=0000:3b:00.0` | any DPDK device; a host tap is made |
 //!
@@ -303,12 +303,12 @@ mod device {
     /// How often, and after which pause, an XDP queue is asked for.
     const XDP_ATTEMPTS: u32 = 4;
     const XDP_PAUSE: Duration = Duration::from_millis(60);
-    /// The af_packet driver's, which does not say so.
-    const AF_PACKET_MTU: u16 = 1500;
+    /// What fits the af_packet driver's ring slots of 2048 bytes behind their headers.
+    const AF_PACKET_MTU: u16 = 1900;
     /// A frame and DPDK's headers fit one page (XDP without multi-buffer).
     const AF_XDP_MTU: u16 = 3000;
-    /// Ethernet header and a VLAN tag.
-    const LINK_HEADER_BYTES: u16 = 18;
+    /// Ethernet header, a VLAN tag, and the room that XDP keeps in front of a frame.
+    const LINK_HEADER_BYTES: u16 = 18 + 256;
 
     /// A device that runs.
     #[derive(Debug)]

@@ -431,13 +431,13 @@ fn plain_frames_from(peer: &OwnedFd) {
 #[cfg(feature = "dpdk")]
 #[test]
 fn the_node_survives_an_af_packet_uplink() {
-    survives("net_af_packet", 1500, plain_frames_from, |_, _| ());
+    survives("net_af_packet", 1900, plain_frames_from, |_, _| ());
 }
 
 #[cfg(feature = "dpdk")]
 #[test]
 fn the_node_survives_an_af_xdp_uplink() {
-    survives("net_af_xdp", 1500, plain_frames_from, |_, _| ());
+    survives("net_af_xdp", 3000, plain_frames_from, |_, _| ());
 }
 
 #[cfg(feature = "dpdk")]
@@ -447,7 +447,7 @@ fn an_interface_with_too_large_an_mtu_is_given_back() {
     let state = tempfile::tempdir().expect("a folder");
     let refused = open_uplink("eth0=net_af_packet", state.path());
     let error = refused.map(drop).expect_err("refused").to_string();
-    assert!(error.contains("MTU 9000") && error.contains("carries 1500"), "{error}");
+    assert!(error.contains("MTU 9000") && error.contains("carries 1900"), "{error}");
     ping("10.8.0.2");
 }
 

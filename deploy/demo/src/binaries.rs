@@ -95,6 +95,7 @@ impl Binaries {
             ("--uplink", format!("{}={}", node.uplink, uplink.name())),
             ("--socket", path_text(&node.dataplane_socket())),
             ("--state-dir", path_text(&node.dir.join("dataplane"))),
+            ("--metrics", "127.0.0.1:9471".into()),
             ("--poll", node.poll.into()),
             ("--cpus", node.cpu.to_string()),
         ];

@@ -134,7 +134,10 @@ impl Cluster {
                 for process in [&node.dataplane, &node.agent].into_iter().flatten() {
                     process.check()?;
                 }
-                Ok(node.cni_socket().exists() && state.exists())
+                // The others' routes to this node need its tunnel ends.
+                let state = std::fs::read_to_string(&state).unwrap_or_default();
+                let known = [node.ipv4, node.ipv6].iter().all(|ip| state.contains(&ip.to_string()));
+                Ok(node.cni_socket().exists() && known)
             };
             wait_for(&format!("{} ready", node.name), START_PATIENCE, ready)?;
         }

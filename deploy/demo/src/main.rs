@@ -134,12 +134,13 @@ fn prove(cluster: &mut Cluster, probes: &Probes, report: &mut Report) -> anyhow:
     settle();
     probes.end("start of the data planes", report);
     let pods = pod::create_all(cluster, &pod::PLANS)?;
-    reach::check(&pods, report)?;
+    reach::check(&pods, "", report)?;
     isolation::check(&pods, report)?;
     throughput::check_tcp(&pods, report)?;
     throughput::check_memif(&pods, report)?;
+    drops::check(cluster, "", report)?;
     kill_dataplane(cluster, &pods, probes, report)?;
-    drops::check(cluster, report)?;
+    drops::check(cluster, " after the restart", report)?;
     Ok(pods)
 }
 
@@ -182,7 +183,7 @@ fn kill_dataplane(
     })?;
     settle();
     probes.end("kill -9 of node1's data plane", report);
-    reach::check(pods, report)
+    reach::check(pods, " after the restart", report)
 }
 
 fn print_hints(cluster: &Cluster, pods: &[Pod]) {

@@ -19,14 +19,15 @@ struct Question<'a> {
     dst: IpAddr,
 }
 
-/// Pings between all pairs of a Network, and from blue to an address that only red has.
+/// Pings between all pairs of a Network, and from blue to an address that only red has. `when` ends
+/// the checks' names.
 ///
 /// # Errors
 /// A pod cannot be entered.
-pub fn check(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
+pub fn check(pods: &[Pod], when: &str, report: &mut Report) -> anyhow::Result<()> {
     for network in Network::ALL {
         for ipv4 in [true, false] {
-            check_pairs(pods, network, ipv4, report)?;
+            check_pairs(pods, (network, ipv4), when, report)?;
         }
     }
     for dst in RED_ONLY {
@@ -36,7 +37,7 @@ pub fn check(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
             blue.map(|from| Question { from, to: format!("red's {dst}"), dst }).collect();
         let silent = ask_all(&questions)?.len();
         let (all, found) = (questions.len(), questions.len() - silent);
-        let name = format!("reach: blue pods to {dst}, which only red has");
+        let name = format!("reach: blue to {dst} of red alone{when}");
         let expected = format!("0 of {all} answered");
         report.check(&name, &expected, &format!("{found} of {all} answered"), found == 0);
     }
@@ -45,8 +46,8 @@ pub fn check(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
 
 fn check_pairs(
     pods: &[Pod],
-    network: Network,
-    ipv4: bool,
+    (network, ipv4): (Network, bool),
+    when: &str,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let members: Vec<&Pod> = pods.iter().filter(|p| p.plan.network == network).collect();
@@ -58,7 +59,7 @@ fn check_pairs(
     }
     let silent = ask_all(&questions)?;
     let family = if ipv4 { "IPv4" } else { "IPv6" };
-    let name = format!("reach: {} pods among themselves, {family}", network.name());
+    let name = format!("reach: {} pods, all pairs, {family}{when}", network.name());
     let all = questions.len();
     let found = format!("{} of {all} pairs", all - silent.len());
     report.check(&name, &format!("{all} of {all} pairs"), &found, silent.is_empty());

@@ -79,6 +79,7 @@ pub(super) fn owns_link_local(vrf: &Vrf, addr: u128) -> bool {
 pub(super) fn source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
     // The common case ends here: the interface has one address, and this is it.
     if from.outer.is_none() && from.iface.addrs4.first() == Some(&ip.src) {
+        note!(probe, Ingress, "source is the address of {}", from.iface.name);
         return Continue(());
     }
     foreign_source4(from, ip, probe)
@@ -86,6 +87,7 @@ pub(super) fn source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> St
 
 fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
     if from.outer.is_none() && from.iface.addrs4.contains(&ip.src) {
+        note!(probe, Ingress, "source is one of the addresses of {}", from.iface.name);
         return Continue(());
     }
     if is_martian_source4(ip.src) {
@@ -96,6 +98,7 @@ fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<
         note!(probe, Ingress, "{} is not an address of {}", v4(ip.src), from.iface.name);
         return Break(Verdict::Drop(DropReason::SpoofedSource));
     }
+    note!(probe, Ingress, "{} is allowed here", v4(ip.src));
     Continue(())
 }
 
@@ -103,6 +106,7 @@ fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<
 #[inline(always)]
 pub(super) fn source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> {
     if from.outer.is_none() && from.iface.addrs6.first() == Some(&ip.src) {
+        note!(probe, Ingress, "source is the address of {}", from.iface.name);
         return Continue(());
     }
     foreign_source6(from, ip, probe)
@@ -110,6 +114,7 @@ pub(super) fn source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> St
 
 fn foreign_source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> {
     if from.outer.is_none() && from.iface.addrs6.contains(&ip.src) {
+        note!(probe, Ingress, "source is one of the addresses of {}", from.iface.name);
         return Continue(());
     }
     let on_link = ip.dst >> 120 == 0xff || ip.dst == link_local_of(from.vrf.gateway_mac);
@@ -125,6 +130,7 @@ fn foreign_source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<
         note!(probe, Ingress, "{} is not an address of {}", v6(ip.src), from.iface.name);
         return Break(Verdict::Drop(DropReason::SpoofedSource));
     }
+    note!(probe, Ingress, "{} is allowed here", v6(ip.src));
     Continue(())
 }
 

@@ -32,6 +32,7 @@ pub(super) fn ip4<P: Probe>(
     if ip.bytes > mtu && size(packet, u32::from(ip.bytes)) > u32::from(mtu) {
         too_big4(cx, from, packet, ip, mtu, probe)?;
     }
+    note!(probe, Limits, "within TTL and MTU {mtu}");
     Continue(())
 }
 
@@ -58,6 +59,7 @@ pub(super) fn ip6<P: Probe>(
         let told = Told { kind: Icmp6::PACKET_TOO_BIG, code: 0, rest: mtu };
         return Break(icmp_error::ip6(cx, from, packet, ip, DropReason::TooBig, told, probe));
     }
+    note!(probe, Limits, "within hop limit and MTU {mtu}");
     Continue(())
 }
 

@@ -48,6 +48,7 @@ pub use reason::{DropReason, TxDropReason};
 use crate::table::{Iface, IfaceKind, Tables, Vrf, VrfId};
 use decap::{Frame, Outer};
 use lookup::Route;
+use probe::note;
 
 /// The fate of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +211,16 @@ fn packet4<P: Probe>(
 ) -> Step<Verdict> {
     let tables = cx.tables;
     let ip = parse::ip4(packet, l3)?;
+    note!(
+        probe,
+        Parse,
+        "IPv4 {} → {}, protocol {}, {} bytes, TTL {}",
+        ingress::v4(ip.src),
+        ingress::v4(ip.dst),
+        packet.meta.protocol,
+        ip.bytes,
+        ip.ttl
+    );
     ingress::source4(from, ip, probe)?;
     let route = lookup::ip4(tables, from, ip, probe)?;
     if let Some(outer) = &from.outer {
@@ -237,6 +248,16 @@ fn packet6<P: Probe>(
 ) -> Step<Verdict> {
     let tables = cx.tables;
     let ip = parse::ip6(packet, l3)?;
+    note!(
+        probe,
+        Parse,
+        "IPv6 {} → {}, protocol {}, {} bytes, hop limit {}",
+        ingress::v6(ip.src),
+        ingress::v6(ip.dst),
+        packet.meta.protocol,
+        ip.bytes,
+        ip.hop_limit
+    );
     if nd::stays_on_link(packet) {
         return nd::on_link(cx, from, packet, ip, probe);
     }

@@ -31,8 +31,6 @@ reasons! {
     DropReason {
         /// The frame is shorter than its headers claim or need.
         Runt = "runt",
-        /// The frame is longer than any port of this node may send.
-        TooLong = "too_long",
         /// Headers reach beyond the first 256 bytes.
         HeadTooDeep = "head_too_deep",
         /// A pod's frame carries a VLAN tag; its interface is on one Network only.

@@ -94,13 +94,15 @@ impl Split {
             len_bytes: to.max(payload.len()) - from.max(payload.len()),
         };
         let bytes = header_bytes + private.len();
-        let new = slot.0.get_mut(HEADROOM_BYTES..HEADROOM_BYTES + bytes)?;
+        // A head that was refilled and encapsulated is longer than a slot has room behind.
+        let start = HEADROOM_BYTES.min(slot.0.len().checked_sub(bytes)?);
+        let new = slot.0.get_mut(start..start + bytes)?;
         new[..header_bytes].copy_from_slice(header);
         new[header_bytes..].copy_from_slice(private);
 
         let mut facts = *meta;
-        facts.start = HEADROOM_BYTES as u16;
-        facts.end = (HEADROOM_BYTES + bytes) as u16;
+        facts.start = start as u16;
+        facts.end = (start + bytes) as u16;
         facts.body_bytes = part.len_bytes as u32;
         facts.gso = Gso::None;
         facts.fragment_mtu = 0;

@@ -169,6 +169,24 @@ fn a_trace_names_the_rules() {
     let frame = from_pod(10, &udp4(a4(2), v4("10.1.1.7"), (1, 2), b"x"));
     world.send_probed(10, &frame, Meta::default(), &mut trace);
     let stages: Vec<_> = trace.notes.iter().map(|(stage, _)| stage.name()).collect();
-    assert_eq!(stages, ["lookup", "rewrite"], "{trace:?}");
-    assert!(trace.notes[0].1.contains("10.1.1.7 in blue: Tunnel4"), "{trace:?}");
+    assert_eq!(stages, ["parse", "ingress", "lookup", "limits", "rewrite"], "{trace:?}");
+    assert!(trace.notes[2].1.contains("10.1.1.7 in blue: Tunnel4"), "{trace:?}");
+}
+
+/// A trace ends with the rule that dropped the packet, whatever it was.
+#[test]
+fn a_trace_ends_with_the_reason() {
+    let mut world = World::new();
+    for (packet, stage, words) in [
+        (udp4(a4(3), a4(4), (1, 2), b"x"), "ingress", "10.1.0.3 is not an address of if10"),
+        (udp4(a4(2), a4(99), (1, 2), b"x"), "lookup", "unreachable by route"),
+        (ip4(a4(2), a4(3), 17, 1, &udp_unsummed(1, 2, b"x")), "limits", "TTL 1 is used up"),
+        (tcp6(a6(2), a6(1), b"x"), "gateway", "protocol 6"),
+        (udp6(a6(2), v6("ff02::1"), (1, 2), b"x"), "lookup", "to a group"),
+    ] {
+        let mut trace = Recorder::default();
+        world.send_probed(10, &from_pod(10, &packet), Meta::default(), &mut trace);
+        let (last, rule) = trace.notes.last().expect("notes");
+        assert!(last.name() == stage && rule.contains(words), "{trace:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Bytes in → bytes out and verdict, for every rule of the path.
 
 mod bump;
+mod catalogue;
 mod forwarding;
 mod icmp;
 mod neighbours;

@@ -207,3 +207,20 @@ fn fragments_are_right_in_every_tunnel() {
         assert_eq!(whole, packet[20..]);
     }
 }
+
+/// Options of 40 bytes behind 60 bytes of extension headers: the head had to be refilled.
+#[test]
+fn a_refilled_head_can_be_split() {
+    let mut world = World::new();
+    let dst = v6("fd00:1:0:2::7");
+    let mut tcp = tcp_unsummed(1, 2, 0x10, &[9; 20_000]);
+    tcp[12] = 0xf0;
+    let pseudo = wire::checksum::pseudo6(a6(2), dst, 6, tcp.len());
+    let extension = [&[6, 7, 1, 60][..], &[0; 60]].concat();
+    let payload = [extension, half_summed(tcp, 16, pseudo)].concat();
+    let frame = from_pod(10, &ip6(a6(2), dst, 60, 64, &payload));
+    let facts = Meta { gso_size: 1200, ..facts(Gso::Tcp6, 54 + 64, 16) };
+    let outcome = world.send_with(10, &frame, facts);
+    assert_eq!((outcome.verdict, outcome.asked), (Verdict::Forward, 1));
+    assert_eq!(pieces(&outcome).len(), 17);
+}

@@ -285,3 +285,15 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
         .with_context(|| format!("CPU {cpu}: not one that this process may run on"))
 }
+
+/// Lets the calling thread run on every CPU again.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn unpin() -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in 0..CpuSet::count() {
+        set.set(cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).context("running on every CPU")
+}

@@ -2,6 +2,8 @@
 
 use crate::report::Sample;
 use anyhow::Context;
+use bowline_demo::checks::throughput::tcp_rate;
+use bowline_demo::lab::netns::Netns;
 use bowline_pktgen::drive::{Plan, run};
 use bowline_pktgen::endpoint::Endpoint;
 use bowline_pktgen::host::Host;
@@ -19,8 +21,31 @@ use wire::Mac;
 /// Measures nothing: fills rings and caches.
 const WARM_UP: Duration = Duration::from_millis(60);
 
-/// A device under test. Dropping it ends its processes.
-pub struct Candidate {
+/// What can be measured in turn with others.
+pub trait Candidate {
+    /// Its name in the report.
+    fn name(&self) -> &str;
+
+    /// Stops its processes while others run.
+    fn freeze(&self);
+
+    /// One run.
+    ///
+    /// # Errors
+    /// The device does not work.
+    fn measure(&mut self, size: usize, flows: u16, time: Duration) -> anyhow::Result<Sample>;
+}
+
+/// Stops processes, or lets them run on.
+fn signal_all(pids: &[i32], signal: Signal) {
+    for pid in pids {
+        // A dead one shows as a run without frames.
+        let _ = kill(Pid::from_raw(*pid), signal);
+    }
+}
+
+/// A device between two memifs. Dropping it ends its processes.
+pub struct MemifDevice {
     /// Its name in the report.
     pub name: String,
     /// Processes to stop while others run.
@@ -37,41 +62,30 @@ pub struct Candidate {
     pub keep: Box<dyn Any>,
 }
 
-impl std::fmt::Debug for Candidate {
+impl std::fmt::Debug for MemifDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Candidate").field("name", &self.name).field("pids", &self.pids).finish()
+        f.debug_struct("MemifDevice").field("name", &self.name).field("pids", &self.pids).finish()
     }
 }
 
-impl Candidate {
-    /// Stops its processes.
-    pub fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
+impl Candidate for MemifDevice {
+    fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Lets them run on.
-    pub fn thaw(&self) {
-        self.signal(Signal::SIGCONT);
+    fn freeze(&self) {
+        signal_all(&self.pids, Signal::SIGSTOP);
     }
 
-    fn signal(&self, signal: Signal) {
-        for pid in &self.pids {
-            // A dead one shows as a run without frames.
-            let _ = kill(Pid::from_raw(*pid), signal);
-        }
-    }
-
-    /// One run of frames of this size, as many as go.
-    ///
-    /// # Errors
-    /// The connection broke.
-    pub fn measure(&mut self, size: usize, flows: u16, time: Duration) -> anyhow::Result<Sample> {
-        self.thaw();
+    fn measure(&mut self, size: usize, flows: u16, time: Duration) -> anyhow::Result<Sample> {
+        signal_all(&self.pids, Signal::SIGCONT);
         let done = self.warm_up_and_run(size, flows, time);
         self.freeze();
         done.with_context(|| format!("measuring {}", self.name))
     }
+}
 
+impl MemifDevice {
     fn warm_up_and_run(
         &mut self,
         size: usize,
@@ -102,10 +116,56 @@ impl Candidate {
     }
 }
 
-impl Drop for Candidate {
+impl Drop for MemifDevice {
     fn drop(&mut self) {
         // A stopped process would not see its end coming.
-        self.thaw();
+        signal_all(&self.pids, Signal::SIGCONT);
+    }
+}
+
+/// A device between two kernels' network stacks, under one TCP stream.
+pub struct TcpDevice {
+    /// Its name in the report.
+    pub name: String,
+    /// Processes to stop while others run.
+    pub pids: Vec<i32>,
+    /// Who sends.
+    pub from: Netns,
+    /// Who receives.
+    pub to: Netns,
+    /// The receiver's address.
+    pub dst: IpAddr,
+    /// What keeps the processes alive.
+    pub keep: Box<dyn Any>,
+}
+
+impl std::fmt::Debug for TcpDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpDevice").field("name", &self.name).field("pids", &self.pids).finish()
+    }
+}
+
+impl Candidate for TcpDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn freeze(&self) {
+        signal_all(&self.pids, Signal::SIGSTOP);
+    }
+
+    fn measure(&mut self, _size: usize, _flows: u16, time: Duration) -> anyhow::Result<Sample> {
+        signal_all(&self.pids, Signal::SIGCONT);
+        let rate = tcp_rate(&self.from, &self.to, self.dst, time);
+        self.freeze();
+        let value = rate.with_context(|| format!("measuring {}", self.name))?;
+        Ok(Sample { value, loss_ratio: 0.0 })
+    }
+}
+
+impl Drop for TcpDevice {
+    fn drop(&mut self) {
+        signal_all(&self.pids, Signal::SIGCONT);
     }
 }
 

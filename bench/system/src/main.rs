@@ -4,7 +4,7 @@ use anyhow::Context;
 use bowline_bench::candidate::Candidate;
 use bowline_bench::report::{Case, Machine, Report, Sample};
 use bowline_bench::{GENERATOR_CPU, ours, peers};
-use bowline_pktgen::port::pin;
+use bowline_pktgen::port::{pin, unpin};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,8 @@ struct Cli {
 }
 
 type Samples = BTreeMap<String, Vec<Sample>>;
-type Start<'a> = Box<dyn Fn() -> anyhow::Result<Candidate> + 'a>;
+type Start<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Candidate>> + 'a>;
+type Starts<'a> = Vec<(&'static str, Start<'a>)>;
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
@@ -43,36 +44,78 @@ fn main() -> anyhow::Result<()> {
     let machine = Machine::this();
     let memory = peers::memory_arguments(machine.hugepages_free);
     let mut report = Report { machine, commit: commit(), cases: vec![] };
-    pin(GENERATOR_CPU)?;
-    route(&cli, &memory, &mut report)?;
-    report.write(&cli.out)?;
+    let logs = cli.out.as_path();
+    let cases: [(&str, &str, &[usize], Starts<'_>); 3] = [
+        (
+            "memif-route-memif",
+            "pps",
+            &[64, 512, 1500, 9000],
+            vec![
+                ("bowline", Box::new(|| boxed(ours::memif(1, logs)?))),
+                ("testpmd-io", Box::new(|| boxed(peers::testpmd("io", &memory, logs)?))),
+                ("testpmd-macfwd", Box::new(|| boxed(peers::testpmd("mac", &memory, logs)?))),
+                ("ovs-dpdk", Box::new(|| boxed(peers::ovs(&memory, logs)?))),
+            ],
+        ),
+        (
+            "memif-vxlan-uplink-vxlan-memif",
+            "pps",
+            &[64, 512, 1400],
+            vec![
+                ("bowline", Box::new(|| boxed(ours::memif(2, logs)?))),
+                ("testpmd-io", Box::new(|| boxed(peers::testpmd("io", &memory, logs)?))),
+                ("testpmd-macfwd", Box::new(|| boxed(peers::testpmd("mac", &memory, logs)?))),
+            ],
+        ),
+        (
+            "tap-tap-tcp",
+            "bps",
+            &[0],
+            vec![
+                ("bowline", Box::new(|| boxed(ours::tap(logs)?))),
+                ("veth-bridge", Box::new(|| boxed(peers::bridge()?))),
+            ],
+        ),
+    ];
+    for (name, unit, sizes, starts) in &cases {
+        if name.contains(&cli.only) {
+            case(&cli, (name, unit), sizes, starts, &mut report)?;
+            report.write(&cli.out)?;
+        }
+    }
     println!("report and plot in {}", cli.out.display());
     Ok(())
 }
 
-/// memif → IPv4 route → memif, one worker.
-fn route(cli: &Cli, memory: &[String], report: &mut Report) -> anyhow::Result<()> {
-    let logs = cli.out.as_path();
-    let starts: [(&str, Start<'_>); 4] = [
-        ("bowline", Box::new(|| ours::memif(1, "busy", logs))),
-        ("testpmd-io", Box::new(|| peers::testpmd("io", memory, logs))),
-        ("testpmd-macfwd", Box::new(|| peers::testpmd("mac", memory, logs))),
-        ("ovs-dpdk", Box::new(|| peers::ovs(memory, logs))),
-    ];
-    let name = "memif-route-memif";
-    if !name.contains(&cli.only) {
-        return Ok(());
+fn boxed(candidate: impl Candidate + 'static) -> anyhow::Result<Box<dyn Candidate>> {
+    Ok(Box::new(candidate))
+}
+
+fn case(
+    cli: &Cli,
+    (name, unit): (&str, &'static str),
+    sizes: &[usize],
+    starts: &Starts<'_>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut candidates = start_all(starts)?;
+    // TCP's two ends share the cores with the device as the scheduler likes.
+    if unit == "pps" {
+        pin(GENERATOR_CPU)?;
+    } else {
+        unpin()?;
     }
-    let mut candidates = start_all(&starts)?;
-    for size in [64, 512, 1500, 9000] {
-        let samples = interleave(cli, &mut candidates, size)?;
-        add(report, Case::of(name, size, 1, "pps", &samples));
+    for size in sizes {
+        let samples = interleave(cli, &mut candidates, *size)?;
+        add(report, Case::of(name, *size, 1, unit, &samples));
     }
     Ok(())
 }
 
 /// Those that start; one that does not is named, and missing in the report.
-fn start_all(starts: &[(&str, Start<'_>)]) -> anyhow::Result<Vec<Candidate>> {
+fn start_all(starts: &Starts<'_>) -> anyhow::Result<Vec<Box<dyn Candidate>>> {
+    // What is started here must not inherit the generator's core.
+    unpin()?;
     let mut candidates = vec![];
     for (name, start) in starts {
         match start() {
@@ -87,13 +130,17 @@ fn start_all(starts: &[(&str, Start<'_>)]) -> anyhow::Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-fn interleave(cli: &Cli, candidates: &mut [Candidate], size: usize) -> anyhow::Result<Samples> {
+fn interleave(
+    cli: &Cli,
+    candidates: &mut [Box<dyn Candidate>],
+    size: usize,
+) -> anyhow::Result<Samples> {
     let time = Duration::from_secs_f64(cli.seconds);
     let mut samples = Samples::new();
     for round in 0..cli.runs {
         for candidate in &mut *candidates {
             let sample = candidate.measure(size, 1, time)?;
-            samples.entry(candidate.name.clone()).or_default().push(sample);
+            samples.entry(candidate.name().to_owned()).or_default().push(sample);
         }
         eprint!("\r{size} B: run {} of {} ", round + 1, cli.runs);
     }

@@ -1,7 +1,7 @@
 //! Bowline: real data planes and agents in the demo's namespaces, pods attached through the CNI
 //! plugin.
 
-use crate::candidate::Candidate;
+use crate::candidate::{MemifDevice, TcpDevice};
 use crate::{DEVICE_CPU, OURS};
 use anyhow::Context;
 use bowline_demo::binaries::{Binaries, Uplink};
@@ -22,20 +22,19 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Starts so many nodes, with their data planes on the device's core, and makes the pods.
+    /// Starts as many nodes as the pods need, with their data planes on the device's core, and makes
+    /// the pods.
     ///
     /// # Errors
     /// A process does not serve, or a pod is refused.
-    pub fn start(
-        nodes: u8,
-        poll: &'static str,
-        plans: &[Plan],
-        logs: &Path,
-    ) -> anyhow::Result<Self> {
+    pub fn start(plans: &[Plan], uplink: Uplink, logs: &Path) -> anyhow::Result<Self> {
+        let nodes = if plans.iter().any(|p| p.node > 0) { 2 } else { 1 };
+        // Two data planes on one core must let each other run.
+        let poll = if nodes == 1 { "busy" } else { "adaptive" };
         clean::clean()?;
         clean::claim()?;
         let binaries = Binaries::beside_this(logs)?;
-        let mut cluster = Cluster::build(binaries, Uplink::Packet, nodes)?;
+        let mut cluster = Cluster::build(binaries, uplink, nodes)?;
         for node in &mut cluster.nodes {
             (node.cpu, node.poll) = (DEVICE_CPU, poll);
         }
@@ -72,14 +71,15 @@ pub fn plan(name: &'static str, node: usize, memif_queues: u16, address: u8) -> 
     Plan { name, node, network: Network::Blue, memif_queues, address }
 }
 
-/// From one memif pod through the route to another: on one node, or across two.
+/// From one memif pod through the route to another: on one node, or across two with a memif as wire.
 ///
 /// # Errors
 /// See [`Lab::start`]; or the gateway does not answer.
-pub fn memif(nodes: u8, poll: &'static str, logs: &Path) -> anyhow::Result<Candidate> {
+pub fn memif(nodes: u8, logs: &Path) -> anyhow::Result<MemifDevice> {
     let last = usize::from(nodes) - 1;
     let plans = [plan("bench-a", 0, 1, 31), plan("bench-b", last, 1, 32)];
-    let mut lab = Lab::start(nodes, poll, &plans, logs)?;
+    let uplink = if nodes == 1 { Uplink::Packet } else { Uplink::Memif };
+    let mut lab = Lab::start(&plans, uplink, logs)?;
     let dst = lab.pods[1].address(true)?;
     let mut ends = vec![];
     for pod in &mut lab.pods {
@@ -91,5 +91,19 @@ pub fn memif(nodes: u8, poll: &'static str, logs: &Path) -> anyhow::Result<Candi
     };
     let next_hop = tx.resolve(dst, Duration::from_secs(2))?.context("no MAC")?;
     let pids = lab.pids()?;
-    Ok(Candidate { name: OURS.into(), pids, tx, rx, dst, next_hop, keep: Box::new(lab) })
+    Ok(MemifDevice { name: OURS.into(), pids, tx, rx, dst, next_hop, keep: Box::new(lab) })
+}
+
+/// From one tap pod to another on the same node.
+///
+/// # Errors
+/// See [`Lab::start`].
+pub fn tap(logs: &Path) -> anyhow::Result<TcpDevice> {
+    let plans = [plan("bench-c", 0, 0, 33), plan("bench-d", 0, 0, 34)];
+    let mut lab = Lab::start(&plans, Uplink::Packet, logs)?;
+    let dst = lab.pods[1].address(true)?;
+    let pids = lab.pids()?;
+    let (from, to) = (lab.pods[0].netns.clone(), lab.pods[1].netns.clone());
+    lab.pods.clear();
+    Ok(TcpDevice { name: OURS.into(), pids, from, to, dst, keep: Box::new(lab) })
 }

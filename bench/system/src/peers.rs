@@ -1,8 +1,9 @@
-//! The others: testpmd and OVS-DPDK, each with two memif ports on one core.
+//! The others: testpmd and OVS-DPDK, each with two memif ports on one core, and the kernel's bridge.
 
 use crate::DEVICE_CPU;
-use crate::candidate::{Candidate, plain_end};
+use crate::candidate::{MemifDevice, TcpDevice, plain_end};
 use anyhow::Context;
+use bowline_demo::lab::netns::Netns;
 use bowline_demo::lab::shell;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,7 +53,7 @@ pub fn memory_arguments(hugepages_free: u64) -> Vec<String> {
 ///
 /// # Errors
 /// It does not start or serve.
-pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<Candidate> {
+pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     let socket = |end: &str| format!("bowline-bench-{mode}-{end}");
     let vdev = |number: usize, end: &str| {
         let socket = socket(end);
@@ -67,7 +68,7 @@ pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<Can
         .args([&format!("--forward-mode={mode}"), "--nb-cores=1", "--total-num-mbufs=16384"])
         .args(["--no-flush-rx", "--disable-link-check"]);
     let process = Process::spawn(&mut command, &logs.join(format!("testpmd-{mode}.log")))?;
-    Ok(Candidate {
+    Ok(MemifDevice {
         name: format!("testpmd-{mode}"),
         pids: vec![process.pid()?],
         tx: plain_end(&format!("@{}", socket("a")), 1, 1)?,
@@ -96,7 +97,7 @@ impl Drop for Ovs {
 ///
 /// # Errors
 /// It does not start or serve.
-pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<Candidate> {
+pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     let folder = std::env::temp_dir().join(format!("bowline-bench-ovs-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let at = |name: &str| folder.join(name).display().to_string();
@@ -120,7 +121,7 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<Candidate> {
     // OVS wants two rings from a port to the generator, one for each of its threads.
     let tx = plain_end(&at("a.sock"), 1, 2)?;
     let rx = plain_end(&at("b.sock"), 2, 2)?;
-    Ok(Candidate {
+    Ok(MemifDevice {
         name: "ovs-dpdk".into(),
         pids: vec![pid],
         tx,
@@ -176,4 +177,52 @@ fn wait_for_file(path: &Path) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Namespaces that go when this is dropped.
+#[derive(Debug)]
+struct Namespaces(Vec<Netns>);
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for netns in &self.0 {
+            if let Err(error) = netns.destroy() {
+                eprintln!("bowline-bench: {error:#}");
+            }
+        }
+    }
+}
+
+/// Two pods on veths into a Linux bridge.
+///
+/// # Errors
+/// A namespace or device cannot be made.
+pub fn bridge() -> anyhow::Result<TcpDevice> {
+    let names = ["bwb-bridge", "bwb-a", "bwb-b"];
+    for name in names {
+        // Of a benchmark that was killed.
+        Netns::named(name).destroy()?;
+    }
+    let made = names.iter().map(|name| Netns::create(name));
+    let made = Namespaces(made.collect::<anyhow::Result<_>>()?);
+    shell::run_all(
+        "ip -n bwb-bridge link add br0 type bridge
+         ip -n bwb-bridge link set br0 up
+         ip -n bwb-bridge link add va type veth peer name eth0 netns bwb-a
+         ip -n bwb-bridge link add vb type veth peer name eth0 netns bwb-b
+         ip -n bwb-bridge link set va master br0 up
+         ip -n bwb-bridge link set vb master br0 up
+         ip -n bwb-a addr add 10.0.0.1/24 dev eth0
+         ip -n bwb-b addr add 10.0.0.2/24 dev eth0
+         ip -n bwb-a link set eth0 up
+         ip -n bwb-b link set eth0 up",
+    )?;
+    Ok(TcpDevice {
+        name: "veth-bridge".into(),
+        pids: vec![],
+        from: Netns::named(names[1]),
+        to: Netns::named(names[2]),
+        dst: DST.parse()?,
+        keep: Box::new(made),
+    })
 }

@@ -17,6 +17,9 @@ pub enum Uplink {
     /// Bowline's own port over packet sockets.
     #[value(name = "packet")]
     Packet,
+    /// DPDK's memif between the two data planes: a wire that costs nothing, for benchmarks.
+    #[value(name = "net_memif", hide = true)]
+    Memif,
 }
 
 impl Uplink {
@@ -27,6 +30,7 @@ impl Uplink {
             Self::AfPacket => "net_af_packet",
             Self::AfXdp => "net_af_xdp",
             Self::Packet => "packet",
+            Self::Memif => "net_memif",
         }
     }
 
@@ -91,8 +95,12 @@ impl Binaries {
     /// A node's data plane.
     #[must_use]
     pub fn dataplane(&self, node: &Node, uplink: Uplink) -> Program {
+        let driver = match uplink {
+            Uplink::Memif => memif_driver(node),
+            other => other.name().to_owned(),
+        };
         let pairs = [
-            ("--uplink", format!("{}={}", node.uplink, uplink.name())),
+            ("--uplink", format!("{}={driver}", node.uplink)),
             ("--socket", path_text(&node.dataplane_socket())),
             ("--state-dir", path_text(&node.dir.join("dataplane"))),
             ("--metrics", "127.0.0.1:9471".into()),
@@ -128,6 +136,14 @@ impl Binaries {
             log: self.logs.join(format!("{}-{what}.log", node.name)),
         }
     }
+}
+
+/// The first node serves, the second connects.
+fn memif_driver(node: &Node) -> String {
+    let role = if node.name == "node1" { "server" } else { "client" };
+    let socket = Path::new(crate::RUN_DIR).join("wire.sock");
+    let socket = socket.display();
+    format!("net_memif0,role={role},socket={socket},socket-abstract=no,rsize=10,bsize=2048")
 }
 
 fn path_text(path: &Path) -> String {

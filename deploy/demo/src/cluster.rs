@@ -128,6 +128,9 @@ impl Cluster {
             let program = self.binaries.agent(node, &self.catalog);
             node.agent = Some(Supervised::start(program)?);
         }
+        for node in self.nodes.iter().filter(|_| self.uplink == Uplink::Memif) {
+            give_addresses(node)?;
+        }
         for node in &self.nodes {
             let state = self.catalog.join("NodeState").join(format!("{}.yaml", node.name));
             let ready = || {
@@ -145,9 +148,29 @@ impl Cluster {
     }
 }
 
+/// A device that no kernel driver had: the node's addresses go to the tap that the data plane makes.
+fn give_addresses(node: &Node) -> anyhow::Result<()> {
+    let (ns, dev) = (node.netns.name(), &node.uplink);
+    wait_for(&format!("{dev} in {}", node.name), START_PATIENCE, || {
+        if let Some(process) = &node.dataplane {
+            process.check()?;
+        }
+        Ok(shell::run(&format!("ip -n {ns} link show {dev}")).is_ok())
+    })?;
+    shell::run_all(&format!(
+        "ip -n {ns} addr add {}/24 dev {dev}
+         ip -n {ns} addr add {}/64 dev {dev} nodad
+         ip -n {ns} link set {dev} up",
+        node.ipv4, node.ipv6
+    ))
+}
+
 /// A veth from the node to the fabric, with the node's addresses.
 fn connect(node: &Node, fabric: &Netns, uplink: Uplink) -> anyhow::Result<()> {
     let netns = Netns::create(node.netns.name())?;
+    if uplink == Uplink::Memif {
+        return Ok(());
+    }
     let (ns, fab) = (netns.name(), fabric.name());
     let (dev, port, mtu) = (&node.uplink, format!("to-{}", node.name), uplink.mtu());
     shell::run_all(&format!(

@@ -3,6 +3,7 @@
 //! Two data planes, two generators and the kernel share the machine's cores: the figures show that
 //! all sizes and queues work and what a small machine gives; `make bench` measures.
 
+use crate::lab::netns::Netns;
 use crate::pod::Pod;
 use crate::report::{Report, Throughput};
 use anyhow::Context;
@@ -15,8 +16,8 @@ use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-const TCP_SECONDS: f64 = 1.0;
-const MEMIF_SECONDS: f64 = 0.5;
+const TCP_TIME: Duration = Duration::from_secs(1);
+const MEMIF_TIME: Duration = Duration::from_millis(500);
 const TCP_PORT: u16 = 9701;
 const SIZES: [usize; 3] = [64, 1500, 9000];
 
@@ -33,7 +34,8 @@ pub fn check_tcp(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
         for (family, ipv4) in [("IPv4", true), ("IPv6", false)] {
             let (from, to) = (find(pods, from)?, find(pods, to)?);
             let name = format!("TCP {what}, {family}");
-            let (found, bps) = match tcp(from, to, to.address(ipv4)?) {
+            let rate = tcp_rate(&from.netns, &to.netns, to.address(ipv4)?, TCP_TIME);
+            let (found, bps) = match rate {
                 Ok(bps) => (format!("{:.2} Gb/s", bps / 1e9), bps),
                 Err(error) => (format!("{error:#}"), 0.0),
             };
@@ -55,24 +57,27 @@ fn find<'a>(pods: &'a [Pod], name: &str) -> anyhow::Result<&'a Pod> {
     pods.iter().find(|p| p.plan.name == name).with_context(|| format!("no pod {name}"))
 }
 
-/// One stream; the rate that its receiver saw.
-fn tcp(from: &Pod, to: &Pod, dst: IpAddr) -> anyhow::Result<f64> {
-    let listener = to.netns.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, TCP_PORT))?))?;
+/// One stream between namespaces; the bits per second that its receiver saw.
+///
+/// # Errors
+/// The connection is not made in time, or breaks.
+pub fn tcp_rate(from: &Netns, to: &Netns, dst: IpAddr, time: Duration) -> anyhow::Result<f64> {
+    let listener = to.run(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, TCP_PORT))?))?;
     std::thread::scope(|scope| {
         let receiver = scope.spawn(move || count(&listener));
-        let sent = from.netns.run(|| pour(dst));
+        let sent = from.run(|| pour(dst, time));
         let counted = receiver.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
         sent.and(counted)
     })
 }
 
-fn pour(dst: IpAddr) -> anyhow::Result<()> {
+fn pour(dst: IpAddr, time: Duration) -> anyhow::Result<()> {
     let timeout = Duration::from_secs(3);
     let mut stream = TcpStream::connect_timeout(&(dst, TCP_PORT).into(), timeout)
         .with_context(|| format!("connecting to {dst}"))?;
     stream.set_write_timeout(Some(timeout))?;
     let chunk = vec![0xa5; 256 << 10];
-    let end = Instant::now() + Duration::from_secs_f64(TCP_SECONDS);
+    let end = Instant::now() + time;
     while Instant::now() < end {
         stream.write_all(&chunk).context("sending")?;
     }
@@ -142,7 +147,7 @@ fn measure(
     let dst = to.address(true)?;
     let mut sender = sender(&mut tx, dst, size, queues)?;
     rx.tracker.reset();
-    let plan = Plan { duration: Some(Duration::from_secs_f64(MEMIF_SECONDS)), ..Plan::default() };
+    let plan = Plan { duration: Some(MEMIF_TIME), ..Plan::default() };
     let stop = AtomicBool::new(false);
     let done = run(Some((&mut tx, &mut sender)), Some(&mut rx), &plan, &stop)?;
     let found = format!(

@@ -38,6 +38,25 @@ impl Port {
     }
 }
 
+impl Port {
+    pub(crate) fn stats(&self) -> Result<Stats, Error> {
+        let mut raw = sys::rte_eth_stats::default();
+        // SAFETY: the port exists; `raw` is written.
+        let ret = unsafe { sys::rte_eth_stats_get(self.id, &raw mut raw) };
+        self.check(ret, "reading its counters")?;
+        Ok(Stats {
+            rx_packets: raw.ipackets,
+            rx_bytes: raw.ibytes,
+            rx_missed: raw.imissed,
+            rx_errors: raw.ierrors,
+            rx_no_mbuf: raw.rx_nombuf,
+            tx_packets: raw.opackets,
+            tx_bytes: raw.obytes,
+            tx_errors: raw.oerrors,
+        })
+    }
+}
+
 impl Drop for Port {
     fn drop(&mut self) {
         let id = self.id;
@@ -414,20 +433,7 @@ impl EthDev {
     /// # Errors
     /// [`Error::Device`] when the driver has none.
     pub fn stats(&self) -> Result<Stats, Error> {
-        let mut raw = sys::rte_eth_stats::default();
-        // SAFETY: the port exists; `raw` is written.
-        let ret = unsafe { sys::rte_eth_stats_get(self.port.id, &raw mut raw) };
-        self.port.check(ret, "reading its counters")?;
-        Ok(Stats {
-            rx_packets: raw.ipackets,
-            rx_bytes: raw.ibytes,
-            rx_missed: raw.imissed,
-            rx_errors: raw.ierrors,
-            rx_no_mbuf: raw.rx_nombuf,
-            tx_packets: raw.opackets,
-            tx_bytes: raw.obytes,
-            tx_errors: raw.oerrors,
-        })
+        self.port.stats()
     }
 }
 

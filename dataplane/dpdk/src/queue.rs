@@ -48,6 +48,11 @@ impl RxQueue {
         }
     }
 
+    /// Frames that the device lost on all its queues because no buffer was free in time.
+    pub fn device_missed(&self) -> u64 {
+        self.port.stats().map_or(0, |stats| stats.rx_missed + stats.rx_no_mbuf)
+    }
+
     /// A descriptor that becomes readable when packets arrive, for use with `epoll` or `poll` only:
     /// level-triggered, readable for as long as packets wait. `None` where the driver has nothing
     /// of that kind; then the queue must be polled.

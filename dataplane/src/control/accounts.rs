@@ -65,5 +65,6 @@ pub fn account(sums: &Sums) -> api::Account {
         coalesced: sums.coalesced,
         tx_drops: tx_drops.map(|(reason, n)| drop(reason.name(), *n)).collect(),
         copied_bytes: sums.copied_bytes,
+        rx_missed: sums.rx_missed,
     }
 }

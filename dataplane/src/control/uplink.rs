@@ -215,7 +215,7 @@ type Queues = (Vec<Rx>, Vec<Tx>, Opened);
 
 fn open_packet(request: &Request, taken: &Taken, workers: u16) -> Result<Queues, Error> {
     let netns = taken.phys_netns.as_fd();
-    let (rx, tx, _lost) = packet::open(netns, taken.ifindex, workers, workers)
+    let (rx, tx) = packet::open(netns, taken.ifindex, workers, workers)
         .map_err(|source| Error::Packet { name: request.name.clone(), source })?;
     let rx = rx.into_iter().map(Rx::Packet).collect();
     let tx = tx.into_iter().map(Tx::Packet).collect();

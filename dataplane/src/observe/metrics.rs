@@ -192,9 +192,10 @@ fn labels_of(interface: &api::InterfaceCounters) -> Labels {
     ]
 }
 
-fn fates(account: &api::Account) -> [(&'static str, u64); 9] {
+fn fates(account: &api::Account) -> [(&'static str, u64); 10] {
     [
         ("rx", account.rx_pkts),
+        ("rx_missed", account.rx_missed),
         ("forwarded", account.forwarded),
         ("consumed", account.consumed),
         ("punted", account.punted),

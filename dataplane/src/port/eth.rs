@@ -30,6 +30,8 @@ pub struct EthRx {
     /// Buffers in use, by claim.
     held: Vec<Option<Mbuf>>,
     free: Vec<u32>,
+    /// What the device had missed at the last look.
+    missed: u64,
 }
 
 /// A queue that the device empties.
@@ -51,6 +53,7 @@ impl EthRx {
             pending: ArrayVec::new(),
             held: (0..CLAIMS).map(|_| None).collect(),
             free: (0..CLAIMS as u32).rev().collect(),
+            missed: 0,
         }
     }
 
@@ -109,6 +112,16 @@ impl EthRx {
             *place = None;
             self.free.push(claim);
         }
+    }
+
+    /// Frames that the device lost since the last call. It counts for all its queues together, and
+    /// the first of them reports.
+    pub fn take_missed(&mut self) -> u64 {
+        if self.queue.index() != 0 {
+            return 0;
+        }
+        let missed = self.queue.device_missed();
+        missed.saturating_sub(std::mem::replace(&mut self.missed, missed))
     }
 
     /// Switches the queue's interrupt on where it has one; whether frames are there already.

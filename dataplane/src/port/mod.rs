@@ -162,14 +162,20 @@ impl Rx {
     /// Gives up on a source that stalls in the middle of a frame; every 100 ms or so.
     pub fn housekeep(&mut self, now: std::time::Instant) -> Health {
         match self {
-            Rx::Vnet(_) => Health::Good,
-            Rx::Packet(rx) => {
-                rx.count_lost();
-                Health::Good
-            }
+            Rx::Vnet(_) | Rx::Packet(_) => Health::Good,
             #[cfg(feature = "dpdk")]
             Rx::Eth(_) => Health::Good,
             Rx::Memif(rx) => rx.check_stall(now),
+        }
+    }
+
+    /// Frames lost by NIC or kernel since the last call, before they could be polled.
+    pub fn take_missed(&mut self) -> u64 {
+        match self {
+            Rx::Vnet(_) | Rx::Memif(_) => 0,
+            Rx::Packet(rx) => rx.take_missed(),
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.take_missed(),
         }
     }
 

@@ -12,8 +12,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use wire::VirtioNet;
 use zerocopy::IntoBytes;
@@ -42,7 +40,8 @@ pub struct PacketRx {
     received: Box<[Received; BATCH]>,
     /// How many frames the next call offers room for: twice what the last one used.
     batch: usize,
-    lost: Arc<AtomicU64>,
+    /// Frames that were read and are none, or did not fit.
+    unusable: u64,
 }
 
 /// The sending side. The kernel serialises senders on the device; every worker has one.
@@ -52,7 +51,7 @@ pub struct PacketTx {
 }
 
 /// Opens the NIC `index` of namespace `netns`: `queues` receivers that share its flows, and
-/// `workers` senders. The counter is of the frames that the kernel threw away.
+/// `workers` senders.
 ///
 /// # Errors
 /// `ENODEV` when the NIC is not there, `EPERM` without CAP_NET_RAW.
@@ -61,28 +60,27 @@ pub fn open(
     index: u32,
     queues: u16,
     workers: u16,
-) -> io::Result<(Vec<PacketRx>, Vec<PacketTx>, Arc<AtomicU64>)> {
+) -> io::Result<(Vec<PacketRx>, Vec<PacketTx>)> {
     let (receivers, senders) = netns::run_in(netns, || {
         let receivers = packet::receivers(index, queues)?;
         let senders: io::Result<Vec<OwnedFd>> =
             (0..workers.max(1)).map(|_| packet::sender(index)).collect();
         Ok::<_, io::Error>((receivers, senders?))
     })??;
-    let lost = Arc::new(AtomicU64::new(0));
-    let rx = receivers.into_iter().map(|fd| PacketRx::new(fd, Arc::clone(&lost))).collect();
+    let rx = receivers.into_iter().map(PacketRx::new).collect();
     let tx = senders.into_iter().map(|fd| PacketTx { fd }).collect();
-    Ok((rx, tx, lost))
+    Ok((rx, tx))
 }
 
 impl PacketRx {
-    fn new(fd: OwnedFd, lost: Arc<AtomicU64>) -> Self {
+    fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
             buffers: Vec::with_capacity(BATCH),
             numbers: Vec::with_capacity(BATCH),
             received: Box::new([Received { bytes: 0, truncated: false, vlan: None }; BATCH]),
             batch: 1,
-            lost,
+            unusable: 0,
         }
     }
 
@@ -120,7 +118,7 @@ impl PacketRx {
         for (at, number) in self.numbers.drain(..).enumerate() {
             let taken = at < count && push(iface, burst, pool, number, self.received[at]);
             if at < count && !taken {
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.unusable += 1;
             }
             if !taken {
                 pool.put(number);
@@ -129,11 +127,11 @@ impl PacketRx {
         health
     }
 
-    /// Adds what the kernel threw away since the last call to the counter; now and then.
-    pub fn count_lost(&mut self) {
-        if let Ok(frames @ 1..) = packet::take_drops(self.fd.as_fd()) {
-            self.lost.fetch_add(u64::from(frames), Ordering::Relaxed);
-        }
+    /// Frames lost since the last call: thrown away by the kernel because the socket was full, or
+    /// read and not usable.
+    pub fn take_missed(&mut self) -> u64 {
+        let thrown_away = packet::take_drops(self.fd.as_fd()).unwrap_or(0);
+        u64::from(thrown_away) + std::mem::take(&mut self.unusable)
     }
 }
 

@@ -43,11 +43,11 @@ fn index_of(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).expect("exists")
 }
 
-fn open(name: &str, queues: u16) -> (Vec<PacketRx>, PacketTx, Arc<AtomicU64>) {
+fn open(name: &str, queues: u16) -> (Vec<PacketRx>, PacketTx) {
     let here = netns::current().expect("/proc");
-    let (rx, mut tx, lost) =
+    let (rx, mut tx) =
         packet::open(here.as_fd(), index_of(name), queues, 1).expect("packet sockets");
-    (rx, tx.pop().expect("one"), lost)
+    (rx, tx.pop().expect("one"))
 }
 
 /// One frame from the sender's view: the head private, the rest elsewhere.
@@ -103,8 +103,8 @@ fn datagram(flow: u16, len: usize) -> Vec<u8> {
 #[test]
 fn frames_of_all_sizes_cross_a_packet_socket() {
     veth();
-    let (_, mut tx, _) = open("left", 1);
-    let (mut rx, _, lost) = open("right", 1);
+    let (_, mut tx) = open("left", 1);
+    let (mut rx, _) = open("right", 1);
     let sent: Vec<Vec<u8>> = (0..300).map(|n| datagram(n, 60 + 4 * usize::from(n))).collect();
     for frame in &sent {
         assert_eq!(send(&mut tx, frame, &Meta::default()), Ok(frame.len() as u32));
@@ -115,14 +115,14 @@ fn frames_of_all_sizes_cross_a_packet_socket() {
     assert_eq!(send(&mut tx, &too_big, &Meta::default()), Err(TxDropReason::FrameTooBig));
     run("ip link set left down");
     assert_eq!(send(&mut tx, &sent[0], &Meta::default()), Err(TxDropReason::PortDown));
-    assert_eq!(lost.load(Ordering::Relaxed), 0);
+    assert_eq!(rx[0].take_missed(), 0);
 }
 
 #[test]
 fn a_vlan_tag_is_put_back() {
     veth();
-    let (_, mut tx, _) = open("left", 1);
-    let (mut rx, _, _) = open("right", 1);
+    let (_, mut tx) = open("left", 1);
+    let (mut rx, _) = open("right", 1);
     let mut tagged = datagram(1, 200);
     tagged.splice(12..12, [0x81, 0, 0x60, 0x64]);
     send(&mut tx, &tagged, &Meta::default()).expect("sent");
@@ -133,8 +133,8 @@ fn a_vlan_tag_is_put_back() {
 #[test]
 fn a_super_frame_stays_whole_and_unsummed() {
     veth();
-    let (_, mut tx, _) = open("left", 1);
-    let (mut rx, _, _) = open("right", 1);
+    let (_, mut tx) = open("left", 1);
+    let (mut rx, _) = open("right", 1);
     let mut frame = datagram(7, 14 + 20 + 20 + 32_000);
     frame[23] = 6;
     frame[46] = 0x50;
@@ -159,13 +159,12 @@ fn a_super_frame_stays_whole_and_unsummed() {
 fn what_the_kernel_throws_away_is_counted() {
     const SENT: usize = 60_000;
     veth();
-    let (_, mut tx, _) = open("left", 1);
-    let (mut rx, _, lost) = open("right", 1);
+    let (_, mut tx) = open("left", 1);
+    let (mut rx, _) = open("right", 1);
     let frame = datagram(3, 1000);
     let accepted = (0..SENT).filter(|_| send(&mut tx, &frame, &Meta::default()).is_ok()).count();
     let received = receive(&mut rx[0], SENT).len();
-    rx[0].count_lost();
-    let lost = lost.load(Ordering::Relaxed) as usize;
+    let lost = rx[0].take_missed() as usize;
     assert!(lost > 0, "{received} received: the socket never was full");
     assert_eq!(received + lost, accepted);
 }
@@ -173,8 +172,8 @@ fn what_the_kernel_throws_away_is_counted() {
 #[test]
 fn flows_are_spread_over_queues_and_stay_on_theirs() {
     veth();
-    let (_, mut tx, _) = open("left", 1);
-    let (mut rx, _, _) = open("right", 2);
+    let (_, mut tx) = open("left", 1);
+    let (mut rx, _) = open("right", 2);
     for round in 0..4 {
         for flow in 0..64 {
             send(&mut tx, &datagram(flow, 100 + round), &Meta::default()).expect("sent");

@@ -79,6 +79,8 @@ counters! {
     rx_pkts,
     /// Bytes of frames received, Ethernet header to payload.
     rx_bytes,
+    /// Lost by NIC or kernel, which had no room for them, before we received them.
+    rx_missed,
     /// Received and handed to an output.
     forwarded,
     /// Received and answered or absorbed here.

@@ -96,15 +96,18 @@ impl State {
             self.flush_merged(tables);
         }
         self.list.run();
-        for (iface, queue) in self.dirty.drain(..) {
-            let Some(entry) = tx_entry(&mut self.txs, iface, queue) else { continue };
-            entry.dirty = false;
-            let health = entry.tx.flush(&mut self.notifier);
+        let Self { dirty, txs, notifier, handle, .. } = self;
+        dirty.retain(|&(iface, queue)| {
+            let Some(entry) = tx_entry(txs, iface, queue) else { return false };
+            let health = entry.tx.flush(notifier);
             if health != Health::Good && !entry.dead {
                 entry.dead = true;
-                self.handle.unwell(iface, health);
+                handle.unwell(iface, health);
             }
-        }
+            // What a full device ring did not take is offered again in the next turn.
+            entry.dirty = !entry.dead && entry.tx.backlog();
+            entry.dirty
+        });
         self.nudge_peers();
     }
 

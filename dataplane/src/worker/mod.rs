@@ -141,9 +141,12 @@ impl State {
             work += self.serve(tables, index);
         }
         work += self.serve_peers(tables);
+        if work == 0 && !self.dirty.is_empty() {
+            self.finish_burst(tables);
+        }
         self.idle.note(work, &mut self.rxs);
         if self.now_ns.wrapping_sub(self.housekept_ns) > HOUSEKEEPING_NS {
-            self.housekeep();
+            self.housekeep(tables);
         }
         let stats = &self.handle.stats;
         bump(&stats.turns, 1);
@@ -154,12 +157,16 @@ impl State {
 
     /// What need not be done every turn.
     #[cold]
-    fn housekeep(&mut self) {
+    fn housekeep(&mut self, tables: &Tables) {
         self.housekept_ns = self.now_ns;
         let now = Instant::now();
         for index in 0..self.rxs.len() {
             let Some(entry) = self.rxs[index].as_mut() else { continue };
             let health = entry.rx.housekeep(now);
+            let missed = entry.rx.take_missed();
+            if let Some(iface) = tables.iface(entry.iface).filter(|_| missed > 0) {
+                iface.counters[self.id].rx_missed.add(missed);
+            }
             self.heed(index, health);
         }
         let stats = &self.handle.stats;

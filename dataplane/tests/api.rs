@@ -148,7 +148,7 @@ fn offers_are_checked() {
     let kind = api::descriptor_offer::Kind::TapQueues;
     let file = std::fs::File::open("/dev/null").expect("it is there");
     let error = node.offer("s/eth1", kind, &[file.into()]).expect_err("no tap");
-    assert!(error.contains("is no tap queue"), "{error}");
+    assert!(error.contains("is no queue of a tap"), "{error}");
     let path = dataplane::control::start::fds_path(&node.socket());
     let error = common::offer_raw(&path, &[0xff; 40], &[]);
     assert!(error.contains("not a DescriptorOffer"), "{error}");

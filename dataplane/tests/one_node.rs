@@ -116,3 +116,23 @@ fn an_offer_for_a_live_tap_replaces_its_queues() {
     assert!(a.netns.pings("10.1.0.11", ""));
     node.check_accounts();
 }
+
+/// Whoever opens taps need not know which headers we want.
+#[test]
+fn taps_opened_by_others_are_prepared() {
+    let node = Node::start("");
+    let (a, b) = (TapPod::new("blue", 10, 1), TapPod::new("blue", 11, 1));
+    for pod in [&a, &b] {
+        // TUNSETVNETHDRSZ, 10 bytes: what the kernel gives when nobody says anything.
+        let bytes: libc::c_int = 10;
+        // SAFETY: the kernel reads one int.
+        let ret = unsafe {
+            libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&pod.queues[0]), 0x4004_54d8, &bytes)
+        };
+        assert_eq!(ret, 0);
+        pod.offer_to(&node);
+    }
+    node.apply(state(1, vec![network("blue", 56)], vec![a.interface(), b.interface()]))
+        .expect("a good state");
+    assert!(a.netns.pings("10.1.0.11", ""));
+}

@@ -25,6 +25,18 @@ fn prefix(prefix: IpNet) -> api::Prefix {
     api::Prefix { addr: ip(prefix.network()).addr, len: prefix.prefix_len().into() }
 }
 
+/// A state as the API's message. The revision is the writer's to choose.
+pub fn message_of(state: &state::State) -> api::State {
+    api::State {
+        revision: 0,
+        networks: state.networks.iter().map(network).collect(),
+        interfaces: state.interfaces.iter().map(interface).collect(),
+        cluster_vteps: state.cluster_vteps.iter().copied().map(ip).collect(),
+        local_vteps: state.local_vteps.iter().copied().map(ip).collect(),
+        vxlan_port: state.vxlan_port.into(),
+    }
+}
+
 pub(crate) fn network(network: &state::Network) -> api::Network {
     use api::network::Encapsulation;
     let encapsulation = match network.encapsulation {

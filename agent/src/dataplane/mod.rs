@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use api::descriptor_offer::Kind as DescriptorKind;
 pub(crate) use convert::from_ip;
+pub use convert::message_of;
 
 /// While the data plane is away, it is looked for at this interval.
 const LOOK_FOR_EVERY: Duration = Duration::from_millis(25);
@@ -167,6 +168,20 @@ impl Dataplane {
     pub fn hello(&self) -> watch::Receiver<Option<api::HelloReply>> {
         self.hello.clone()
     }
+}
+
+/// Offers the descriptors of one interface, for whoever drives the data plane by hand. Blocks for
+/// two seconds at most.
+///
+/// # Errors
+/// The data plane is away, or refuses.
+pub fn offer(
+    socket: &std::path::Path,
+    interface_id: &str,
+    kind: DescriptorKind,
+    descriptors: &[OwnedFd],
+) -> Result<(), DataplaneError> {
+    offer::OfferSocket::connect(socket)?.offer(interface_id, kind, descriptors)
 }
 
 /// What the data plane behind `socket` has, asked on a connection of its own.

@@ -1,6 +1,5 @@
 //! What happens to interfaces: applied, attached, taken down, reconnected, gone.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::ports::Heard;
 use super::{ApplyError, Control, Ghost, Plan, Port, desired};
 use crate::path::PathEvent;
 use crate::port::Health;
-use crate::sys::descriptor::vnet_header_bytes;
+use crate::sys::descriptor::prepare_tap;
 use crate::table::IfaceId;
 use crate::worker::Report;
 
@@ -257,18 +256,9 @@ impl Control {
     ) -> Result<(), String> {
         if offer.kind == api::descriptor_offer::Kind::TapQueues as i32 {
             for (i, fd) in fds.iter().enumerate() {
-                match vnet_header_bytes(fd.as_fd()) {
-                    Ok(crate::port::vnet::HEADER_BYTES) => {}
-                    Ok(bytes) => {
-                        return Err(format!(
-                            "descriptor {i}: its virtio-net header has {bytes} bytes; set 12 with \
-                             TUNSETVNETHDRSZ"
-                        ));
-                    }
-                    Err(error) => {
-                        return Err(format!("descriptor {i} is no tap queue: {error}"));
-                    }
-                }
+                prepare_tap(fd).map_err(|error| {
+                    format!("descriptor {i} is no queue of a tap with IFF_VNET_HDR: {error}")
+                })?;
             }
         }
         self.descriptors.keep(offer, fds)?;

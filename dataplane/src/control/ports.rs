@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
 use crate::observe::Observe;
 use crate::port::memif::{MemifRx, MemifTx};
 use crate::port::vnet::{VnetRx, VnetTx};
@@ -159,8 +157,6 @@ impl Workers {
         let mut rxs = Vec::new();
         let mut txs = Vec::new();
         for fd in fds {
-            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
             rxs.push(Rx::Vnet(VnetRx::new(duplicate(fd)?)));
         }
         for worker in 0..self.count() {

@@ -2,7 +2,7 @@
 //!
 //! | `--uplink` | what happens |
 //! |---|---|
-//! | `eth0=packet` | the NIC is taken over; packet sockets; the kernel's driver stays; any MTU |
+//! | `eth0=packet`, `packet:eth0` | the NIC is taken over; packet sockets; the kernel's driver stays; any MTU |
 //! | `eth0=net_af_packet` | the same under DPDK's driver; MTU up to 1900 |
 //! | `eth0=net_af_xdp` | the same under DPDK's driver; MTU up to 3000 |
 //! | `eth0=net_memif0,role=client,…`, `eth0=0000:3b:00.0` | any DPDK device; a host tap is made |
@@ -38,6 +38,9 @@ impl FromStr for Request {
     fn from_str(text: &str) -> Result<Self, String> {
         let usage = "write NAME=DRIVER[,argument…][,physical-network=NAME], for instance \
                      eth0=net_af_xdp";
+        if let Some(name) = text.strip_prefix("packet:") {
+            return format!("{name}=packet").parse();
+        }
         let (name, rest) = text.split_once('=').ok_or(usage)?;
         if name.is_empty() || name.len() > 15 {
             return Err(format!("\"{name}\" is no interface name of 1..=15 bytes; {usage}"));
@@ -440,6 +443,8 @@ mod tests {
             (read.arguments, read.physical_network),
             (vec!["role=client".into()], "blue".into())
         );
+        let short: Request = "packet:eth0".parse().unwrap();
+        assert_eq!((short.name.as_str(), short.driver.as_str()), ("eth0", "packet"));
         for bad in ["eth0", "eth0=", "=packet", "a-name-that-is-too-long=packet"] {
             assert!(bad.parse::<Request>().is_err(), "{bad}");
         }

@@ -1,14 +1,10 @@
 //! Descriptors that came as numbers.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::unix::AsyncFd;
-
-use super::tun::check;
-
-/// `_IOR('T', 215, int)`, linux/if_tun.h.
-const TUNGETVNETHDRSZ: libc::c_ulong = 0x8004_54d7;
 
 /// Owns the descriptors of a message, which the kernel has just made for this process.
 pub fn own_received(raw: Vec<RawFd>) -> Vec<OwnedFd> {
@@ -16,15 +12,16 @@ pub fn own_received(raw: Vec<RawFd>) -> Vec<OwnedFd> {
     raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).collect()
 }
 
-/// How many bytes of virtio-net header a tap queue puts before each frame.
+/// Makes a tap queue as every port of ours uses it, whoever opened it: virtio-net headers of 12
+/// bytes, not blocking. Which offloads it has is its opener's choice.
 ///
 /// # Errors
-/// The descriptor is no queue of a tap.
-pub fn vnet_header_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: the kernel writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETVNETHDRSZ, &raw mut bytes) })?;
-    Ok(usize::try_from(bytes).unwrap_or(0))
+/// The descriptor is no queue of a tap with virtio-net headers (`IFF_VNET_HDR`).
+pub fn prepare_tap(queue: &OwnedFd) -> io::Result<()> {
+    super::tun::set_headers(queue)?;
+    let flags = OFlag::from_bits_retain(fcntl(queue, FcntlArg::F_GETFL)?);
+    fcntl(queue, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Lets the runtime wait for something that owns its descriptor.

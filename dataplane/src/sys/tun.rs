@@ -9,6 +9,7 @@ use libc::{self, c_int, c_uint, c_ulong};
 const VNET_HEADER_BYTES: c_int = 12;
 
 const TUNSETIFF: c_ulong = 0x4004_54ca;
+const TUNGETIFF: c_ulong = 0x8004_54d2;
 const TUNSETPERSIST: c_ulong = 0x4004_54cb;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
@@ -44,11 +45,27 @@ fn open_queue(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = kind as libc::c_short;
     // SAFETY: the kernel reads and writes one ifreq.
     check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-    let bytes = VNET_HEADER_BYTES;
-    // SAFETY: the kernel reads one int.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })?;
+    set_headers(&queue)?;
     value_ioctl(&queue, TUNSETOFFLOAD, c_ulong::from(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6))?;
     Ok(queue)
+}
+
+/// Gives frames of the device a virtio-net header of 12 bytes.
+///
+/// # Errors
+/// `EINVAL` or `ENOTTY` when this is no tap queue with virtio-net headers.
+pub(super) fn set_headers(queue: &OwnedFd) -> io::Result<()> {
+    let mut flags = interface_request("?")?;
+    // SAFETY: the kernel writes one ifreq.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETIFF, &raw mut flags) })?;
+    // SAFETY: TUNGETIFF filled in the flags.
+    let kind = c_int::from(unsafe { flags.ifr_ifru.ifru_flags });
+    if kind & libc::IFF_VNET_HDR == 0 || kind & libc::IFF_TAP == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let bytes = VNET_HEADER_BYTES;
+    // SAFETY: the kernel reads one int.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
 }
 
 fn value_ioctl(queue: &OwnedFd, request: c_ulong, value: c_ulong) -> io::Result<()> {

@@ -5,7 +5,7 @@ use wire::checksum;
 use wire::{Ethernet, Header, Icmp4, Icmp6, Ipv4, Ipv6, Mac, protocol};
 
 use super::lookup::{Sender, back};
-use super::parse::{Ip4, Ip6};
+use super::parse::{Ip6, again4};
 use super::probe::note;
 use super::{DropReason, Origin, Packet, Probe, Verdict, rewrite};
 use crate::table::{IfaceKind, Tables};
@@ -27,9 +27,9 @@ pub(super) fn ip4<P: Probe>(
     tables: &Tables,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,
-    ip: Ip4,
     probe: &mut P,
 ) -> Verdict {
+    let ip = again4(packet);
     let l4 = usize::from(packet.meta.l4);
     if packet.meta.protocol != protocol::ICMP4 || l4 == 0 {
         note!(probe, Gateway, "protocol {} (or a fragment) is not served", packet.meta.protocol);

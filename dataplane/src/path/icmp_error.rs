@@ -6,7 +6,7 @@ use wire::checksum::Sum;
 use wire::{Header, Icmp4, Icmp6, Ipv4, Ipv6, U16, U32, link_local_of, protocol};
 
 use super::lookup::Sender;
-use super::parse::{Ip4, Ip6, is_icmp_error};
+use super::parse::{Ip6, again4, is_icmp_error};
 use super::probe::note;
 use super::{Checksum, Context, DropReason, Gso, Origin, Packet, Probe, Verdict, gateway};
 
@@ -31,12 +31,12 @@ pub(super) fn ip4<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,
-    ip: Ip4,
     reason: DropReason,
     told: Told,
     probe: &mut P,
 ) -> Verdict {
     let silent = Verdict::Drop(reason);
+    let ip = again4(packet);
     // RFC 1812 §4.3.2.7: not about errors, later fragments, or what went to more than one. (The
     // source was checked to be one host's.)
     let later =

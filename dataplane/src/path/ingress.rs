@@ -4,7 +4,7 @@ use std::ops::ControlFlow::{Break, Continue};
 
 use wire::{Ethernet, Header, Mac, link_local_of};
 
-use super::parse::{Ip4, Ip6};
+use super::parse::Ip6;
 use super::probe::note;
 use super::{Context, DropReason, Origin, Packet, PathEvent, Probe, Step, Verdict};
 use crate::table::{Iface, Vrf};
@@ -76,29 +76,30 @@ pub(super) fn owns_link_local(vrf: &Vrf, addr: u128) -> bool {
 
 /// Checks an IPv4 source address.
 #[inline(always)]
-pub(super) fn source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
+pub(super) fn source4<P: Probe>(from: &Origin<'_>, src: u32, probe: &mut P) -> Step<()> {
     // The common case ends here: the interface has one address, and this is it.
-    if from.outer.is_none() && from.iface.addrs4.first() == Some(&ip.src) {
+    if from.outer.is_none() && from.iface.addrs4.first() == Some(&src) {
         note!(probe, Ingress, "source is the address of {}", from.iface.name);
         return Continue(());
     }
-    foreign_source4(from, ip, probe)
+    foreign_source4(from, src, probe)
 }
 
-fn foreign_source4<P: Probe>(from: &Origin<'_>, ip: Ip4, probe: &mut P) -> Step<()> {
-    if from.outer.is_none() && from.iface.addrs4.contains(&ip.src) {
+#[inline(never)]
+fn foreign_source4<P: Probe>(from: &Origin<'_>, src: u32, probe: &mut P) -> Step<()> {
+    if from.outer.is_none() && from.iface.addrs4.contains(&src) {
         note!(probe, Ingress, "source is one of the addresses of {}", from.iface.name);
         return Continue(());
     }
-    if is_martian_source4(ip.src) {
-        note!(probe, Ingress, "{} can not be a sender's address", v4(ip.src));
+    if is_martian_source4(src) {
+        note!(probe, Ingress, "{} can not be a sender's address", v4(src));
         return Break(Verdict::Drop(DropReason::MartianSource));
     }
-    if from.outer.is_none() && !owns4(from.iface, ip.src) {
-        note!(probe, Ingress, "{} is not an address of {}", v4(ip.src), from.iface.name);
+    if from.outer.is_none() && !owns4(from.iface, src) {
+        note!(probe, Ingress, "{} is not an address of {}", v4(src), from.iface.name);
         return Break(Verdict::Drop(DropReason::SpoofedSource));
     }
-    note!(probe, Ingress, "{} is allowed here", v4(ip.src));
+    note!(probe, Ingress, "{} is allowed here", v4(src));
     Continue(())
 }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow::{Break, Continue};
 use wire::{Icmp4, Icmp6};
 
 use super::icmp_error::{self, Told};
-use super::parse::{GSO_SEGMENTS_MAX, GSO_SIZE_MIN, Ip4, Ip6, l4_header_bytes};
+use super::parse::{GSO_SEGMENTS_MAX, GSO_SIZE_MIN, Ip4, Ip6, again4, l4_header_bytes};
 use super::probe::note;
 use super::{Context, DropReason, Gso, Origin, Packet, Probe, Step, Verdict, bump};
 use crate::table::{HopKind, NextHop};
@@ -23,14 +23,12 @@ pub(super) fn ip4<P: Probe>(
 ) -> Step<()> {
     let enters = from.outer.is_none();
     if ip.ttl <= u8::from(enters) {
-        note!(probe, Limits, "TTL {} is used up", ip.ttl);
-        let told = Told { kind: Icmp4::TIME_EXCEEDED, code: 0, rest: 0 };
-        return Break(icmp_error::ip4(cx, from, packet, ip, DropReason::TtlExpired, told, probe));
+        return Break(expired4(cx, from, packet, probe));
     }
     local_or_tunnel(cx, from, packet, hop, ip.ports, probe)?;
     let mtu = hop.mtu_bytes;
     if ip.bytes > mtu && size(packet, u32::from(ip.bytes)) > u32::from(mtu) {
-        too_big4(cx, from, packet, ip, mtu, probe)?;
+        too_big4(cx, from, packet, mtu, probe)?;
     }
     note!(probe, Limits, "within TTL and MTU {mtu}");
     Continue(())
@@ -86,6 +84,7 @@ fn local_or_tunnel<P: Probe>(
 
 /// Whether a pod's packet would reach a tunnel end through the node's own leg.
 #[cold]
+#[inline(never)]
 fn injection<P: Probe>(
     cx: &Context<'_>,
     packet: &Packet<'_>,
@@ -115,16 +114,30 @@ fn headers(packet: &Packet<'_>) -> Option<u32> {
     Some(u32::from(packet.meta.l4 - packet.meta.l3) + l4_header as u32)
 }
 
+#[cold]
+#[inline(never)]
+fn expired4<P: Probe>(
+    cx: &mut Context<'_>,
+    from: &Origin<'_>,
+    packet: &mut Packet<'_>,
+    probe: &mut P,
+) -> Verdict {
+    note!(probe, Limits, "TTL {} is used up", again4(packet).ttl);
+    let told = Told { kind: Icmp4::TIME_EXCEEDED, code: 0, rest: 0 };
+    icmp_error::ip4(cx, from, packet, DropReason::TtlExpired, told, probe)
+}
+
 /// An IPv4 packet beyond the MTU: fragmented, cut smaller, or refused.
 #[cold]
+#[inline(never)]
 fn too_big4<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,
-    ip: Ip4,
     mtu: u16,
     probe: &mut P,
 ) -> Step<()> {
+    let ip = again4(packet);
     if !ip.dont_fragment {
         // Datagrams are cut where their sender said; it learns that this was too big.
         let gso = packet.meta.gso;
@@ -141,7 +154,7 @@ fn too_big4<P: Probe>(
     note!(probe, Limits, "{} bytes do not fit the MTU {mtu}", ip.bytes);
     let (kind, code) = (Icmp4::UNREACHABLE, Icmp4::CODE_FRAGMENTATION_NEEDED);
     let told = Told { kind, code, rest: u32::from(mtu) };
-    Break(icmp_error::ip4(cx, from, packet, ip, DropReason::TooBig, told, probe))
+    Break(icmp_error::ip4(cx, from, packet, DropReason::TooBig, told, probe))
 }
 
 /// Makes the segments of a super-frame small enough.
@@ -158,11 +171,11 @@ fn shrink(packet: &mut Packet<'_>, ip_bytes: u32, mtu: u16) -> bool {
 
 /// Nothing leads to an IPv4 destination; `known` when a route says that it does not exist.
 #[cold]
+#[inline(never)]
 pub(super) fn no_route4<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,
     packet: &mut Packet<'_>,
-    ip: Ip4,
     known: bool,
     probe: &mut P,
 ) -> Verdict {
@@ -171,11 +184,12 @@ pub(super) fn no_route4<P: Probe>(
     }
     let code = if known { Icmp4::CODE_HOST } else { Icmp4::CODE_NET };
     let told = Told { kind: Icmp4::UNREACHABLE, code, rest: 0 };
-    icmp_error::ip4(cx, from, packet, ip, DropReason::NoRoute, told, probe)
+    icmp_error::ip4(cx, from, packet, DropReason::NoRoute, told, probe)
 }
 
 /// Nothing leads to an IPv6 destination; `known` when a route says that it does not exist.
 #[cold]
+#[inline(never)]
 pub(super) fn no_route6<P: Probe>(
     cx: &mut Context<'_>,
     from: &Origin<'_>,

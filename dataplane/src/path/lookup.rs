@@ -5,20 +5,28 @@ use std::ops::ControlFlow::{Break, Continue};
 use wire::link_local_of;
 
 use super::ingress::{v4, v6};
-use super::parse::{Ip4, Ip6};
+use super::parse::Ip6;
 use super::probe::note;
 use super::{DropReason, Origin, Packet, Probe, Step, Verdict};
-use crate::table::{HopKind, NextHop, NextHopId, Tables};
+use crate::table::{HopKind, IfaceId, NextHop, NextHopId, REWRITE_MAX_BYTES, Tables};
 
-/// Where a packet goes.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Route<'a> {
-    /// By this next hop: an interface or a tunnel.
-    Via(NextHopId, &'a NextHop),
-    /// To the node itself.
-    Gateway,
-    /// Nowhere: `true` when a route says so, which means that the address does not exist.
-    Nowhere(bool),
+/// Where a packet goes: by a next hop, to the node itself, or nowhere.
+pub(super) type Route<'a> = (NextHopId, &'a NextHop);
+
+/// No route.
+static NOWHERE: NextHop = other(HopKind::Unreachable);
+/// The gateway on its link-local address, which no table holds.
+static GATEWAY: NextHop = other(HopKind::Gateway);
+
+const fn other(kind: HopKind) -> NextHop {
+    let rewrite = [0; REWRITE_MAX_BYTES];
+    NextHop { kind, out: IfaceId::NONE, mtu_bytes: 0, rewrite_len: 0, rewrite }
+}
+
+/// Whether the packet leaves by this kind of next hop, as far as the route says.
+#[inline(always)]
+pub(super) fn leads_on(hop: &NextHop) -> bool {
+    !matches!(hop.kind, HopKind::Gateway | HopKind::Unreachable)
 }
 
 /// What kind of destination begins with this byte.
@@ -57,28 +65,29 @@ static CLASS4: [Class; 256] = {
 pub(super) fn ip4<'a, P: Probe>(
     tables: &'a Tables,
     from: &Origin<'_>,
-    ip: Ip4,
+    dst: u32,
     probe: &mut P,
 ) -> Step<Route<'a>> {
-    let class = CLASS4[(ip.dst >> 24) as usize];
+    let class = CLASS4[(dst >> 24) as usize];
     if from.group || class != Class::Unicast {
-        unroutable4(from, ip, class, probe)?;
+        unroutable4(from, dst, class, probe)?;
     }
-    let id = tables.route4(from.vrf, ip.dst);
+    let id = tables.route4(from.vrf, dst);
     let route = route(tables, id);
-    note!(probe, Lookup, "{} in {}: {}", v4(ip.dst), from.vrf.name, Shown(&route));
+    note!(probe, Lookup, "{} in {}: {}", v4(dst), from.vrf.name, Shown(route));
     Continue(route)
 }
 
 #[cold]
-fn unroutable4<P: Probe>(from: &Origin<'_>, ip: Ip4, class: Class, probe: &mut P) -> Step<()> {
-    let link_local = class == Class::LinkLocal && ip.dst >> 16 == 0xa9fe;
+#[inline(never)]
+fn unroutable4<P: Probe>(from: &Origin<'_>, dst: u32, class: Class, probe: &mut P) -> Step<()> {
+    let link_local = class == Class::LinkLocal && dst >> 16 == 0xa9fe;
     if class == Class::Martian || link_local {
-        note!(probe, Lookup, "{} is never routed", v4(ip.dst));
+        note!(probe, Lookup, "{} is never routed", v4(dst));
         return Break(Verdict::Drop(DropReason::MartianDestination));
     }
     if class == Class::Group || from.group {
-        note!(probe, Lookup, "{} to a group", v4(ip.dst));
+        note!(probe, Lookup, "{} to a group", v4(dst));
         return Break(Verdict::Drop(DropReason::BumUnsupported));
     }
     Continue(())
@@ -95,13 +104,13 @@ pub(super) fn ip6<'a, P: Probe>(
     // Global unicast and unique local addresses pass by one compare: 2000::/3 and fc00::/7.
     if from.group || !matches!(ip.dst >> 120, 0x20..=0x3f | 0xfc | 0xfd) {
         if ip.dst == link_local_of(from.vrf.gateway_mac) && !from.group && from.outer.is_none() {
-            return Continue(Route::Gateway);
+            return Continue((NextHopId::NONE, &GATEWAY));
         }
         unroutable6(from, ip, probe)?;
     }
     let id = tables.route6(from.vrf, ip.dst);
     let route = route(tables, id);
-    note!(probe, Lookup, "{} in {}: {}", v6(ip.dst), from.vrf.name, Shown(&route));
+    note!(probe, Lookup, "{} in {}: {}", v6(ip.dst), from.vrf.name, Shown(route));
     Continue(route)
 }
 
@@ -120,19 +129,8 @@ fn unroutable6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<()> 
 
 #[inline(always)]
 fn route(tables: &Tables, id: NextHopId) -> Route<'_> {
-    if id == NextHopId::NONE {
-        return Route::Nowhere(false);
-    }
-    match tables.next_hop(id) {
-        None => Route::Nowhere(false),
-        Some(hop) => match hop.kind {
-            HopKind::Local | HopKind::Tunnel4 | HopKind::Tunnel6 | HopKind::Unresolved => {
-                Route::Via(id, hop)
-            }
-            HopKind::Gateway => Route::Gateway,
-            HopKind::Unreachable => Route::Nowhere(true),
-        },
-    }
+    // Number 0 is in the tables as well, and leads nowhere.
+    (id, tables.next_hop(id).unwrap_or(&NOWHERE))
 }
 
 /// Where the node's own answer to the packet's sender goes: back through the VRF. `None` when
@@ -148,10 +146,8 @@ pub(super) fn back<'a>(
         Sender::V4(addr) => tables.route4(from.vrf, addr),
         Sender::V6(addr) => tables.route6(from.vrf, addr),
     };
-    match route(tables, id) {
-        Route::Via(id, hop) if hop.kind != HopKind::Unresolved => Some((id, hop)),
-        _ => None,
-    }
+    let (id, hop) = route(tables, id);
+    (leads_on(hop) && hop.kind != HopKind::Unresolved).then_some((id, hop))
 }
 
 /// Whom an answer goes to.
@@ -161,18 +157,19 @@ pub(super) enum Sender {
     V6(u128),
 }
 
-struct Shown<'a>(&'a Route<'a>);
+struct Shown<'a>(Route<'a>);
 
 impl std::fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Route::Via(id, hop) => {
-                let (kind, id, out, mtu) = (hop.kind, id.0, hop.out.0, hop.mtu_bytes);
+        let (id, hop) = self.0;
+        match hop.kind {
+            HopKind::Gateway => write!(f, "the node itself"),
+            HopKind::Unreachable if id == NextHopId::NONE => write!(f, "no route"),
+            HopKind::Unreachable => write!(f, "unreachable by route"),
+            kind => {
+                let (id, out, mtu) = (id.0, hop.out.0, hop.mtu_bytes);
                 write!(f, "{kind:?} by next hop {id}, interface {out}, MTU {mtu}")
             }
-            Route::Gateway => write!(f, "the node itself"),
-            Route::Nowhere(true) => write!(f, "unreachable by route"),
-            Route::Nowhere(false) => write!(f, "no route"),
         }
     }
 }

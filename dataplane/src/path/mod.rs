@@ -45,9 +45,8 @@ pub use packet::{Checksum, Gso, HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta
 pub use probe::{NoProbe, Probe, Recorder, Stage};
 pub use reason::{DropReason, TxDropReason};
 
-use crate::table::{Iface, IfaceKind, Tables, Vrf, VrfId};
+use crate::table::{HopKind, Iface, IfaceKind, NextHopId, Tables, Vrf, VrfId};
 use decap::{Frame, Outer};
-use lookup::Route;
 use probe::note;
 
 /// The fate of a received frame.
@@ -221,18 +220,17 @@ fn packet4<P: Probe>(
         ip.bytes,
         ip.ttl
     );
-    ingress::source4(from, ip, probe)?;
-    let route = lookup::ip4(tables, from, ip, probe)?;
+    ingress::source4(from, ip.src, probe)?;
+    let (id, hop) = lookup::ip4(tables, from, ip.dst, probe)?;
     if let Some(outer) = &from.outer {
         leave_tunnel(outer, packet)?;
     }
-    let (id, hop) = match route {
-        Route::Via(id, hop) => (id, hop),
-        Route::Gateway => return Continue(gateway::ip4(tables, from, packet, ip, probe)),
-        Route::Nowhere(known) => {
-            return Break(limits::no_route4(cx, from, packet, ip, known, probe));
-        }
-    };
+    if !lookup::leads_on(hop) {
+        return Break(match hop.kind {
+            HopKind::Gateway => gateway::ip4(tables, from, packet, probe),
+            _ => limits::no_route4(cx, from, packet, id != NextHopId::NONE, probe),
+        });
+    }
     limits::ip4(cx, from, packet, ip, hop, probe)?;
     Continue(rewrite::send(packet, id, hop, u32::from(ip.bytes), from.outer.is_none(), probe))
 }
@@ -262,17 +260,16 @@ fn packet6<P: Probe>(
         return nd::on_link(cx, from, packet, ip, probe);
     }
     ingress::source6(from, ip, probe)?;
-    let route = lookup::ip6(tables, from, ip, probe)?;
+    let (id, hop) = lookup::ip6(tables, from, ip, probe)?;
     if let Some(outer) = &from.outer {
         leave_tunnel(outer, packet)?;
     }
-    let (id, hop) = match route {
-        Route::Via(id, hop) => (id, hop),
-        Route::Gateway => return Continue(gateway::ip6(tables, from, packet, ip, probe)),
-        Route::Nowhere(known) => {
-            return Break(limits::no_route6(cx, from, packet, ip, known, probe));
-        }
-    };
+    if !lookup::leads_on(hop) {
+        return Break(match hop.kind {
+            HopKind::Gateway => gateway::ip6(tables, from, packet, ip, probe),
+            _ => limits::no_route6(cx, from, packet, ip, id != NextHopId::NONE, probe),
+        });
+    }
     limits::ip6(cx, from, packet, ip, hop, probe)?;
     Continue(rewrite::send(packet, id, hop, ip.bytes, from.outer.is_none(), probe))
 }

@@ -46,8 +46,8 @@ struct Upper {
     header_bytes: u16,
     /// Bytes that follow it.
     bytes: u32,
-    /// Whether the layer-4 header follows: not in a fragment, where ports are not in every piece.
-    whole: bool,
+    /// Whether the layer-4 header follows in full.
+    there: bool,
     ports: u32,
     /// Hash of the addresses.
     addresses: u64,
@@ -85,10 +85,8 @@ pub(super) fn ip4(packet: &mut Packet<'_>, l3: u16) -> Step<Ip4> {
     if usize::from(total) > available {
         return Break(Verdict::Drop(DropReason::Runt));
     }
-    let whole = !ip.is_fragment();
-    let Some(ports) = ports_of(ip.protocol, whole, l4_bytes, ports) else {
-        return Break(packet.more());
-    };
+    let there = !ip.is_fragment() && l4_bytes >= least(ip.protocol);
+    let Some(ports) = ports_of(ip.protocol, there, ports) else { return Break(packet.more()) };
     let (src, dst) = (ip.src.get(), ip.dst.get());
     let facts =
         Ip4 { src, dst, bytes: total, ttl: ip.ttl, dont_fragment: ip.dont_fragment(), ports };
@@ -96,7 +94,7 @@ pub(super) fn ip4(packet: &mut Packet<'_>, l3: u16) -> Step<Ip4> {
         protocol: ip.protocol,
         header_bytes: header_bytes as u16,
         bytes: l4_bytes as u32,
-        whole,
+        there,
         ports,
         addresses: mix(u64::from(src) << 32 | u64::from(dst)),
     };
@@ -106,6 +104,20 @@ pub(super) fn ip4(packet: &mut Packet<'_>, l3: u16) -> Step<Ip4> {
     packet.meta.ip_version = 4;
     note_upper(packet, l3, &upper)?;
     Continue(facts)
+}
+
+/// The facts of a packet that was parsed before, for those that are rarely asked.
+#[cold]
+pub(super) fn again4(packet: &Packet<'_>) -> Ip4 {
+    let ip = Ipv4::at(packet.head(), usize::from(packet.meta.l3));
+    ip.map_or(Ip4 { src: 0, dst: 0, bytes: 0, ttl: 0, dont_fragment: true, ports: 0 }, |ip| Ip4 {
+        src: ip.src.get(),
+        dst: ip.dst.get(),
+        bytes: ip.total_len.get(),
+        ttl: ip.ttl,
+        dont_fragment: ip.dont_fragment(),
+        ports: 0,
+    })
 }
 
 /// A header with options, at the end of the head, or not one at all. `None` asks for more.
@@ -148,11 +160,9 @@ pub(super) fn ip6(packet: &mut Packet<'_>, l3: u16) -> Step<Ip6> {
             Err(None) => return Break(packet.more()),
         },
     };
-    let whole = upper.piece == Piece::Whole;
     let l4_bytes = total - upper.offset;
-    let Some(ports) = ports_of(upper.protocol, whole, l4_bytes, rest) else {
-        return Break(packet.more());
-    };
+    let there = upper.piece == Piece::Whole && l4_bytes >= least(upper.protocol);
+    let Some(ports) = ports_of(upper.protocol, there, rest) else { return Break(packet.more()) };
     let (src, dst) = (ip.src.get(), ip.dst.get());
     let folded = src ^ dst.rotate_left(61);
     let facts =
@@ -161,7 +171,7 @@ pub(super) fn ip6(packet: &mut Packet<'_>, l3: u16) -> Step<Ip6> {
         protocol: upper.protocol,
         header_bytes: upper.offset as u16,
         bytes: l4_bytes as u32,
-        whole,
+        there,
         ports,
         addresses: mix((folded >> 64) as u64 ^ mix(folded as u64)),
     };
@@ -186,11 +196,11 @@ fn unusual6(bytes: &[u8], total: usize) -> Result<(wire::Upper, &[u8]), Option<D
     }
 }
 
-/// Source and destination port at the front of `rest`; 0 where there are none, and in fragments,
-/// so that all of a packet's go the same way. `None` when they are beyond the head.
+/// Source and destination port at the front of `rest`; 0 where there are none. Fragments have
+/// none, so that all of a packet's go the same way. `None` when they are beyond the head.
 #[inline(always)]
-fn ports_of(upper: u8, whole: bool, l4_bytes: usize, rest: &[u8]) -> Option<u32> {
-    if whole && l4_bytes >= least(upper) && matches!(upper, protocol::TCP | protocol::UDP) {
+fn ports_of(upper: u8, there: bool, rest: &[u8]) -> Option<u32> {
+    if there && matches!(upper, protocol::TCP | protocol::UDP) {
         rest.first_chunk().map(|ports| u32::from_be_bytes(*ports))
     } else {
         Some(0)
@@ -219,8 +229,7 @@ fn note_upper(packet: &mut Packet<'_>, l3: u16, upper: &Upper) -> Step<()> {
     let meta = &mut *packet.meta;
     meta.l3 = l3;
     meta.protocol = upper.protocol;
-    let there = upper.whole && upper.bytes as usize >= least(upper.protocol);
-    meta.l4 = if there { l3.saturating_add(upper.header_bytes) } else { 0 };
+    meta.l4 = if upper.there { l3.saturating_add(upper.header_bytes) } else { 0 };
     let flow = mix(upper.addresses ^ u64::from(upper.ports) << 8 ^ u64::from(upper.protocol));
     // The upper half depends on all bits.
     meta.flow_hash = ((flow >> 32) as u32).max(1);

@@ -27,15 +27,15 @@ pub(super) fn send<P: Probe>(
 ) -> Verdict {
     packet.meta.next_hop = id;
     packet.meta.out = hop.out;
-    let done = match hop.kind {
-        HopKind::Local => local(packet, hop, enters),
-        HopKind::Tunnel4 => encap::ip4(packet, hop, ip_bytes, enters),
-        HopKind::Tunnel6 => encap::ip6(packet, hop, ip_bytes, enters),
-        HopKind::Unresolved => {
-            note!(probe, Rewrite, "the tunnel's next hop has no MAC address yet");
-            return Verdict::Drop(DropReason::NeighbourUnresolved);
-        }
-        HopKind::Gateway | HopKind::Unreachable => None,
+    let done = if hop.kind == HopKind::Local {
+        local(packet, hop, enters)
+    } else if hop.kind == HopKind::Tunnel4 {
+        encap::ip4(packet, hop, ip_bytes, enters)
+    } else if hop.kind == HopKind::Tunnel6 {
+        encap::ip6(packet, hop, ip_bytes, enters)
+    } else {
+        note!(probe, Rewrite, "the tunnel's next hop has no MAC address yet");
+        return Verdict::Drop(DropReason::NeighbourUnresolved);
     };
     if done.is_none() {
         // The writer's next hop has a rewrite that can not be: no such route.

@@ -122,14 +122,17 @@ impl Agent {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    /// Starts the process and waits until it serves.
+    /// Starts the process and waits until it serves. `BOWLINE_AGENT` names another binary than the
+    /// one just built, for instance an optimised one.
     pub(crate) fn start(&mut self, more: &[&str]) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.dir.join("log"))
             .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_bowline-agent"))
+        let program = std::env::var_os("BOWLINE_AGENT")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_bowline-agent").into());
+        let child = Command::new(program)
             .args(["--node", &self.node])
             .arg("--catalog")
             .arg(&self.catalog)

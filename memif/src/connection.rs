@@ -136,6 +136,12 @@ impl Connection {
         Ok(self.on_readable())
     }
 
+    /// Makes the control socket readable, as at the peer's end: for a worker that found a violation
+    /// and leaves the rest to the thread that waits for the socket.
+    pub fn shut_down(&self) {
+        crate::sys::socket::shut_down(self.socket.as_fd());
+    }
+
     /// Tells the peer why, and closes.
     pub fn disconnect(self, reason: &CloseReason) {
         if self.down.is_none() {

@@ -18,6 +18,8 @@
 //! dropped and no other is touched. No call blocks, no descriptor leaks, nothing is unmapped while
 //! a queue or a [`RegionHold`] is alive. Foreign memory never appears as a `&[u8]`.
 
+#[cfg(feature = "capi")]
+pub mod capi;
 mod client;
 mod connection;
 mod error;

@@ -64,12 +64,42 @@ impl Shape {
     }
 }
 
+/// Memory that the application brings for the buffers.
+#[derive(Debug)]
+pub(crate) struct ExternalMemory {
+    pub base: std::ptr::NonNull<u8>,
+    pub file: OwnedFd,
+}
+
+/// Asks the application for that many bytes of memory.
+type AskForMemory = Box<dyn FnMut(u64) -> Option<ExternalMemory>>;
+
+/// How a client of the C interface differs.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    /// The application posts the receive buffers itself.
+    pub post_later: bool,
+    /// Where the buffers come from; else from the region of the rings.
+    pub external: Option<AskForMemory>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Hooks {{ post_later: {}, external: {} }}",
+            self.post_later,
+            self.external.is_some()
+        )
+    }
+}
+
 /// The file, mapped, with all rings initialised, and the messages that announce it.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    file: OwnedFd,
+    /// One for all, or one for the rings and one for the buffers.
+    regions: Vec<(OwnedFd, Region)>,
     health: Arc<Health>,
-    region: Region,
     rings: Vec<Ring>,
     shape: Shape,
     /// Messages already sent.
@@ -77,16 +107,33 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(shape: Shape) -> Result<Self, CloseReason> {
-        Self::allocate(shape).map_err(|error| CloseReason::Region { index: 0, error })
+    pub(crate) fn new(shape: Shape, hooks: &mut Hooks) -> Result<Self, CloseReason> {
+        Self::allocate(shape, hooks).map_err(|error| CloseReason::Region { index: 0, error })
     }
 
-    fn allocate(shape: Shape) -> Result<Self, RegionError> {
-        let bytes = shape.bytes()?;
+    fn allocate(shape: Shape, hooks: &mut Hooks) -> Result<Self, RegionError> {
+        let health = Arc::default();
+        let external = match &mut hooks.external {
+            None => None,
+            Some(ask) => {
+                let bytes = shape.rings() * shape.ring_buffer_bytes();
+                let refused = RegionError::System { call: "external memory", errno: Errno::ENOMEM };
+                Some((bytes, ask(bytes).ok_or(refused)?))
+            }
+        };
+        let bytes = if external.is_some() { shape.buffers_at() } else { shape.bytes()? };
         let file = sealed_file(bytes, shape.huge_pages)?;
         let page = if shape.huge_pages { HUGE_PAGE_BYTES } else { PAGE_BYTES };
-        let health = Arc::default();
         let region = Region::map(&file, bytes, page, &health)?;
+        let rings = Self::make_rings(shape, &region)?;
+        let mut regions = vec![(file, region)];
+        if let Some((bytes, ExternalMemory { base, file })) = external {
+            regions.push((file, Region::external(base, bytes, &health)));
+        }
+        Ok(Self { regions, health, rings, shape, announced: 0 })
+    }
+
+    fn make_rings(shape: Shape, region: &Region) -> Result<Vec<Ring>, RegionError> {
         let mut rings = Vec::new();
         for ring in 0..shape.rings() {
             let direction =
@@ -94,26 +141,27 @@ impl Memory {
             let eventfd =
                 EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
                     .map_err(|errno| RegionError::System { call: "eventfd", errno })?;
-            let ring = Ring::new(shape.place(ring), &region, direction, eventfd.into())
+            let ring = Ring::new(shape.place(ring), region, direction, eventfd.into())
                 .map_err(|_| RegionError::System { call: "ring layout", errno: Errno::EINVAL })?;
             ring.initialise();
             rings.push(ring);
         }
-        Ok(Self { file, health, region, rings, shape, announced: 0 })
+        Ok(rings)
     }
 
     /// The next message of the handshake, in the order region, S2M rings, M2S rings; one per ACK.
     pub(crate) fn next_message(&mut self) -> Option<(Message, BorrowedFd<'_>)> {
         let step = self.announced;
         self.announced += 1;
-        if step == 0 {
-            let size = self.region.size();
-            return Some((Message::AddRegion { index: 0, size }, self.file.as_fd()));
+        if let Some((file, region)) = self.regions.get(step) {
+            let message = Message::AddRegion { index: step as u16, size: region.size() };
+            return Some((message, file.as_fd()));
         }
-        let ring = self.rings.get(step - 1)?;
+        let number = step - self.regions.len();
+        let ring = self.rings.get(number)?;
         let s2m = ring.direction == Direction::S2m;
-        let index = if s2m { step - 1 } else { step - 1 - usize::from(self.shape.s2m_rings) };
-        let place = self.shape.place(step as u64 - 1);
+        let index = if s2m { number } else { number - usize::from(self.shape.s2m_rings) };
+        let place = self.shape.place(number as u64);
         let add = AddRing {
             flags: if s2m { RING_IS_S2M } else { 0 },
             index: index as u16,
@@ -129,23 +177,31 @@ impl Memory {
     pub(crate) fn into_queues(
         self,
         max_frame_bytes: u32,
+        post: bool,
     ) -> (Arc<Regions>, Vec<RxQueue>, Vec<TxQueue>) {
         let shape = self.shape;
+        // The last region holds the buffers: behind the rings, or by themselves.
+        let region = self.regions.len() - 1;
+        let first = if region == 0 { shape.buffers_at() } else { 0 };
+        let base = self.regions[region].1.base();
         let own: Vec<OwnBuffers> = (0..shape.rings())
             .map(|ring| {
-                let offset = shape.buffers_at() + ring * shape.ring_buffer_bytes();
+                let offset = (first + ring * shape.ring_buffer_bytes()) as u32;
                 let slots = 1 << shape.log2_ring_size;
-                OwnBuffers::new(self.region.base(), 0, offset as u32, shape.buffer_bytes, slots)
+                OwnBuffers::new(base, region as u16, offset, shape.buffer_bytes, slots)
             })
             .collect();
-        let regions = Regions::new(vec![self.region], self.health);
+        let regions = self.regions.into_iter().map(|(_file, region)| region).collect();
+        let regions = Regions::new(regions, self.health);
         let (mut rx, mut tx) = (Vec::new(), Vec::new());
         for (ring, own) in self.rings.into_iter().zip(own) {
             if ring.direction == Direction::S2m {
                 tx.push(TxQueue::new(ring, Role::Client, own, &regions));
             } else {
                 let mut queue = RxQueue::new(ring, Role::Client, own, &regions, max_frame_bytes);
-                queue.post_all();
+                if post {
+                    queue.post_all();
+                }
                 rx.push(queue);
             }
         }

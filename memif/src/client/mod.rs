@@ -9,9 +9,13 @@ mod memory;
 use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::CloseReason;
 use crate::ring::Role;
-use crate::sys::socket::{Address, Received, connect, peer_credentials, receive, send};
+use crate::sys::socket::{Address, Received, connect, peer_credentials, receive, send, shut_down};
 use crate::wire::{Hello, Init, Message, Mode, Name, Secret, VERSION};
 use memory::{Memory, Shape};
+
+#[cfg(feature = "capi")]
+pub(crate) use memory::ExternalMemory;
+pub(crate) use memory::Hooks;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -105,6 +109,9 @@ pub struct Connector {
     state: State,
     backoff: Duration,
     jitter: u64,
+    /// Of the last attempt, shut down: its number means nothing else while the caller stops waiting.
+    failed: Option<OwnedFd>,
+    hooks: Hooks,
 }
 
 impl Connector {
@@ -113,7 +120,20 @@ impl Connector {
     pub fn new(config: ClientConfig) -> Self {
         let now = Instant::now();
         let seed = u64::from(std::process::id()) << 32 | u64::from(config.id) | 1;
-        Self { config, state: State::Waiting(now), backoff: BACKOFF_MIN, jitter: seed }
+        Self {
+            config,
+            state: State::Waiting(now),
+            backoff: BACKOFF_MIN,
+            jitter: seed,
+            failed: None,
+            hooks: Hooks::default(),
+        }
+    }
+
+    /// One that differs in ways that only the C interface needs.
+    #[cfg(feature = "capi")]
+    pub(crate) fn with_hooks(config: ClientConfig, hooks: Hooks) -> Self {
+        Self { hooks, ..Self::new(config) }
     }
 
     /// The socket to wait for, if an attempt is under way.
@@ -143,6 +163,7 @@ impl Connector {
 
     /// Does what can be done without waiting.
     pub fn poll(&mut self, now: Instant) -> ClientEvent {
+        self.failed = None;
         if let State::Waiting(at) = self.state {
             if now < at {
                 return ClientEvent::Pending;
@@ -174,20 +195,22 @@ impl Connector {
     }
 
     fn drive(&mut self, mut attempt: Box<Attempt>, now: Instant) -> ClientEvent {
-        match attempt.advance(&self.config, now) {
+        match attempt.advance(&self.config, &mut self.hooks, now) {
             Ok(None) => {
                 self.state = State::Greeted(attempt);
                 ClientEvent::Pending
             }
             Ok(Some(server_interface)) => {
                 self.backoff = BACKOFF_MIN;
-                match attempt.finish(&self.config, server_interface) {
+                match attempt.finish(&self.config, &self.hooks, server_interface) {
                     Some(connection) => ClientEvent::Connected(connection),
                     None => self.fail(CloseReason::NoRings, now),
                 }
             }
             Err(reason) => {
                 say_goodbye(attempt.socket.as_fd(), &reason);
+                shut_down(attempt.socket.as_fd());
+                self.failed = Some(attempt.socket);
                 self.fail(reason, now)
             }
         }
@@ -246,6 +269,7 @@ impl Attempt {
     fn advance(
         &mut self,
         config: &ClientConfig,
+        hooks: &mut Hooks,
         now: Instant,
     ) -> Result<Option<String>, CloseReason> {
         loop {
@@ -262,7 +286,7 @@ impl Attempt {
                 (_, Message::Disconnect { reason, .. }) => {
                     return Err(CloseReason::PeerDisconnected(reason.to_printable()));
                 }
-                (None, Message::Hello(hello)) => self.greet(config, &hello)?,
+                (None, Message::Hello(hello)) => self.greet(config, hooks, &hello)?,
                 (Some(memory), Message::Ack) if !self.asked => match memory.next_message() {
                     Some((message, fd)) => send(self.socket.as_fd(), &message, Some(fd))?,
                     None => {
@@ -291,7 +315,12 @@ impl Attempt {
     }
 
     /// Takes as much as the server can, makes the memory for that, and says who we are.
-    fn greet(&mut self, config: &ClientConfig, hello: &Hello) -> Result<(), CloseReason> {
+    fn greet(
+        &mut self,
+        config: &ClientConfig,
+        hooks: &mut Hooks,
+        hello: &Hello,
+    ) -> Result<(), CloseReason> {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             return Err(CloseReason::Version(hello.max_version));
         }
@@ -302,7 +331,7 @@ impl Attempt {
             log2_ring_size: wanted.log2_ring_size.clamp(1, 15).min(hello.max_log2_ring_size),
             ..wanted
         };
-        self.memory = Some(Memory::new(shape)?);
+        self.memory = Some(Memory::new(shape, hooks)?);
         self.server_name = hello.name.to_printable();
         let init = Message::Init(Init {
             version: VERSION,
@@ -314,9 +343,14 @@ impl Attempt {
         send(self.socket.as_fd(), &init, None)
     }
 
-    fn finish(self, config: &ClientConfig, server_interface: String) -> Option<Connection> {
+    fn finish(
+        self,
+        config: &ClientConfig,
+        hooks: &Hooks,
+        server_interface: String,
+    ) -> Option<Connection> {
         let (peer_pid, peer_uid) = peer_credentials(self.socket.as_fd());
-        let (regions, rx, tx) = self.memory?.into_queues(config.max_frame_bytes);
+        let (regions, rx, tx) = self.memory?.into_queues(config.max_frame_bytes, !hooks.post_later);
         let info = Info {
             role: Role::Client,
             id: config.id,

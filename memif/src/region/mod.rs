@@ -38,6 +38,8 @@ pub(crate) struct Region {
     mapped_bytes: usize,
     size: u64,
     page_bytes: usize,
+    /// Whether the mapping is ours to remove.
+    owned: bool,
     /// Dropped before the mapping goes, see `Drop`.
     listed: Option<Listed>,
     /// Kept alive for the entry in the SIGBUS table.
@@ -109,6 +111,7 @@ impl Region {
             mapped_bytes: length.get(),
             size,
             page_bytes: page,
+            owned: true,
             listed,
             _health: Arc::clone(health),
         };
@@ -122,6 +125,19 @@ impl Region {
         Ok(region)
     }
 
+    /// Memory that an application has mapped and will unmap, after the last queue is gone.
+    pub(crate) fn external(base: NonNull<u8>, size: u64, health: &Arc<Health>) -> Self {
+        Self {
+            base,
+            mapped_bytes: usize::try_from(size).unwrap_or(usize::MAX),
+            size,
+            page_bytes: 4096,
+            owned: false,
+            listed: None,
+            _health: Arc::clone(health),
+        }
+    }
+
     /// Address of the first byte.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base.as_ptr()
@@ -130,6 +146,12 @@ impl Region {
     /// Bytes that descriptors may name.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether it is an application's own.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_external(&self) -> bool {
+        !self.owned
     }
 
     /// Bytes of address space.
@@ -156,6 +178,9 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         self.listed = None;
+        if !self.owned {
+            return;
+        }
         // SAFETY: mapped by us with this length; the last holder of the region is gone, so nobody
         // has pointers into it (queues and holds keep the Arc). Failure would only leak.
         let _ = unsafe { munmap(self.base.cast(), self.mapped_bytes) };
@@ -199,6 +224,11 @@ impl Regions {
             let size = usize::try_from(r.size).unwrap_or(0);
             start >= base && start - base <= size && bytes <= size - (start - base)
         })
+    }
+
+    #[cfg(feature = "capi")]
+    pub(crate) fn all(&self) -> &[Region] {
+        &self.regions
     }
 
     pub(crate) fn mapped_bytes(&self) -> usize {

@@ -12,6 +12,8 @@
 pub(crate) mod burst;
 pub(crate) mod own;
 pub(crate) mod rx;
+#[cfg(feature = "capi")]
+pub(crate) mod slots;
 pub(crate) mod tx;
 
 use crate::error::RingError;
@@ -143,6 +145,18 @@ impl Ring {
             let base = self.descriptors.as_ptr().add(at).cast::<u64>();
             (AtomicU64::from_ptr(base), AtomicU64::from_ptr(base.add(1)))
         }
+    }
+
+    /// Flags as the receiver left them.
+    #[cfg(feature = "capi")]
+    pub(crate) fn load_flags(&self) -> u16 {
+        self.index(FLAGS_AT).load(Ordering::Relaxed)
+    }
+
+    /// Where the ring lies, for a debugger's eyes.
+    #[cfg(feature = "capi")]
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.header.as_ptr()
     }
 
     /// The ring's cookie, read once when the ring is added.

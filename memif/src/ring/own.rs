@@ -79,4 +79,11 @@ impl OwnBuffers {
             offset: slot.offset + slot.headroom,
         }
     }
+
+    /// Whether a buffer may lie there.
+    #[cfg(feature = "capi")]
+    pub(crate) fn fits(&self, offset: u32, views: &[crate::region::View]) -> bool {
+        let size = views.get(usize::from(self.region)).map_or(0, |v| v.size);
+        u64::from(offset) + u64::from(self.stride) <= size
+    }
 }

@@ -22,16 +22,16 @@ const PREFETCH_SLOTS: u16 = 8;
 /// One receive ring, owned by one thread at a time.
 #[derive(Debug)]
 pub struct RxQueue {
-    ring: Ring,
-    role: Role,
-    cursor: u16,
-    released: u16,
+    pub(super) ring: Ring,
+    pub(super) role: Role,
+    pub(super) cursor: u16,
+    pub(super) released: u16,
     /// Slots that the peer can have filled: all, but those that a client has not posted yet.
-    posted: u32,
+    pub(super) posted: u32,
     max_frame_bytes: u32,
-    views: [View; MAX_REGIONS],
-    own: OwnBuffers,
-    regions: Arc<Regions>,
+    pub(super) views: [View; MAX_REGIONS],
+    pub(super) own: OwnBuffers,
+    pub(super) regions: Arc<Regions>,
     /// A chain seen unfinished: its first slot, and since when.
     unfinished: Option<(u16, Option<Instant>)>,
     scratch: Option<Box<RxBurst>>,
@@ -137,7 +137,7 @@ impl RxQueue {
     }
 
     #[cold]
-    fn blame(&self, violation: Violation) -> Violation {
+    pub(super) fn blame(&self, violation: Violation) -> Violation {
         self.regions.health.poison_violation();
         violation
     }
@@ -199,7 +199,11 @@ impl RxQueue {
 
     /// Checks a snapshot and turns it into an address.
     #[inline]
-    fn resolve<const SERVER: bool>(&self, slot: u16, d: Snapshot) -> Result<Seg, Violation> {
+    pub(super) fn resolve<const SERVER: bool>(
+        &self,
+        slot: u16,
+        d: Snapshot,
+    ) -> Result<Seg, Violation> {
         if SERVER {
             let Some(view) = self.views.get(usize::from(d.region)) else {
                 return Err(Violation::Region { slot, region: d.region });

@@ -32,16 +32,16 @@ pub enum Reserved {
 /// One transmit ring, owned by one thread at a time.
 #[derive(Debug)]
 pub struct TxQueue {
-    ring: Ring,
-    role: Role,
+    pub(super) ring: Ring,
+    pub(super) role: Role,
     /// 16 bits used. Of 32 because it changes with every frame: the compiler would read a `u16`
     /// together with its neighbour, and a load wider than the store before it waits for the cache.
-    cursor: u32,
-    published: u16,
-    limit: u16,
-    views: [View; MAX_REGIONS],
-    own: OwnBuffers,
-    regions: Arc<Regions>,
+    pub(super) cursor: u32,
+    pub(super) published: u16,
+    pub(super) limit: u16,
+    pub(super) views: [View; MAX_REGIONS],
+    pub(super) own: OwnBuffers,
+    pub(super) regions: Arc<Regions>,
 }
 
 // SAFETY: as for RxQueue.
@@ -69,12 +69,12 @@ impl TxQueue {
     }
 
     #[inline]
-    fn cursor(&self) -> u16 {
+    pub(super) fn cursor(&self) -> u16 {
         self.cursor as u16
     }
 
     #[inline]
-    fn set_cursor(&mut self, cursor: u16) {
+    pub(super) fn set_cursor(&mut self, cursor: u16) {
         self.cursor = u32::from(cursor);
     }
 
@@ -90,7 +90,7 @@ impl TxQueue {
 
     /// Reads the peer's index and sets `limit`.
     #[inline]
-    fn refresh(&mut self) -> Result<(), Violation> {
+    pub(super) fn refresh(&mut self) -> Result<(), Violation> {
         let (peer, limit) = match self.role {
             // The client's head: it posted buffers up to here.
             Role::Server => {
@@ -122,7 +122,7 @@ impl TxQueue {
     }
 
     #[cold]
-    fn blame(&self, violation: Violation) -> Violation {
+    pub(super) fn blame(&self, violation: Violation) -> Violation {
         self.regions.health.poison_violation();
         violation
     }
@@ -155,7 +155,7 @@ impl TxQueue {
     /// The buffer of a slot, from one snapshot of its descriptor (server) or from what we know
     /// (client), and its region.
     #[inline]
-    fn buffer(&self, slot: u16) -> Result<(SegMut, u16), Violation> {
+    pub(super) fn buffer(&self, slot: u16) -> Result<(SegMut, u16), Violation> {
         match self.role {
             Role::Server => {
                 let d = self.ring.snapshot(slot);
@@ -179,7 +179,7 @@ impl TxQueue {
     /// Writes the descriptor of a slot: the server only what is its to say, the client all of it,
     /// since the peer may have scribbled over what stood there.
     #[inline]
-    fn fill(&self, slot: u16, flags: u16, region: u16, length: u32) {
+    pub(super) fn fill(&self, slot: u16, flags: u16, region: u16, length: u32) {
         match self.role {
             Role::Server => self.ring.write_length(slot, flags, region, length),
             Role::Client => {

@@ -13,7 +13,7 @@ use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
-use crate::sys::socket::{Received, is_eventfd, receive, send};
+use crate::sys::socket::{Received, is_eventfd, receive, send, shut_down};
 use crate::wire::{AddRing, Hello, Init, Message, Mode, Name, RING_COOKIE, RING_IS_S2M, VERSION};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -109,7 +109,7 @@ pub enum Progress {
     Pending,
     /// Done; the handshake is used up.
     Connected(Connection),
-    /// Over; the socket is closed.
+    /// Over; the socket is shut down, and closed when the handshake is dropped.
     Closed(CloseReason),
 }
 
@@ -133,6 +133,8 @@ enum State {
     Accepted,
     /// INIT was accepted: regions, then rings, then CONNECT.
     Setup(Box<Setup>),
+    /// Closed or connected.
+    Over,
 }
 
 impl State {
@@ -142,6 +144,7 @@ impl State {
             Self::Setup(s) if s.regions.is_empty() => "ADD_REGION",
             Self::Setup(s) if s.places.is_empty() => "ADD_REGION or ADD_RING",
             Self::Setup(_) => "ADD_RING or CONNECT",
+            Self::Over => "nothing",
         }
     }
 }
@@ -212,7 +215,7 @@ impl Handshake {
     /// Handles what the client sent. `offers` says what interface ids are worth. Level-triggered
     /// waiting is assumed: a few messages are handled per call.
     pub fn on_readable(&mut self, offers: &dyn Fn(u32) -> Answer) -> Progress {
-        let Some(socket) = self.socket.take() else {
+        let Some(socket) = self.socket.take_if(|_| !matches!(self.state, State::Over)) else {
             return Progress::Closed(CloseReason::PeerClosed);
         };
         match self.advance(&socket, offers) {
@@ -223,8 +226,11 @@ impl Handshake {
             Ok(true) => self.connected(socket),
             Err(reason) => {
                 say_goodbye(socket.as_fd(), &reason);
-                // What was mapped goes now, whenever the caller drops the rest.
-                self.state = State::Accepted;
+                shut_down(socket.as_fd());
+                // What was mapped goes now, whenever the caller drops the rest. The descriptor stays,
+                // so that its number means nothing else while the caller stops waiting for it.
+                self.state = State::Over;
+                self.socket = Some(socket);
                 Progress::Closed(reason)
             }
         }
@@ -295,7 +301,7 @@ impl Handshake {
     }
 
     fn connected(&mut self, socket: OwnedFd) -> Progress {
-        let State::Setup(setup) = std::mem::replace(&mut self.state, State::Accepted) else {
+        let State::Setup(setup) = std::mem::replace(&mut self.state, State::Over) else {
             return Progress::Closed(CloseReason::NoRings);
         };
         self.half_open.0.established.fetch_add(1, Ordering::Relaxed);
@@ -307,9 +313,12 @@ impl AsFd for Handshake {
     /// The socket, to wait for.
     ///
     /// # Panics
-    /// The handshake is over: it must not be used after [`Progress::Connected`] or `Closed`.
+    /// It must not be used after [`Progress::Connected`].
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_ref().expect("a handshake that is over has no socket").as_fd()
+        self.socket
+            .as_ref()
+            .expect("a handshake that has led to a connection has no socket")
+            .as_fd()
     }
 }
 

@@ -135,6 +135,11 @@ pub(crate) fn send(
     }
 }
 
+/// Lets the peer see the end before the descriptor is closed.
+pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
+    let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+}
+
 /// Whether this is an eventfd: only those may be polled and signalled.
 pub(crate) fn is_eventfd(fd: &OwnedFd) -> bool {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));

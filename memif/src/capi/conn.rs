@@ -1,0 +1,396 @@
+//! Interfaces of the C interface: made, connected, lost, deleted.
+
+use super::events::{External, Kind, Socket, Watch, offer};
+use super::types::{ConnArgs, ConnectionUpdate, Error, OnInterrupt, text_of};
+use crate::client::{ExternalMemory, Hooks};
+use crate::{
+    Address, ClientConfig, ClientEvent, CloseReason, Connection, Connector, Mode, Offer, RxQueue,
+    Status, TxQueue,
+};
+use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::time::Instant;
+
+/// What an application sees as `memif_conn_handle_t`.
+pub(super) struct Conn {
+    pub(super) socket: *mut Socket,
+    pub(super) args: ConnArgs,
+    mode: Mode,
+    on_connect: ConnectionUpdate,
+    on_disconnect: ConnectionUpdate,
+    on_interrupt: Option<OnInterrupt>,
+    pub(super) ctx: *mut c_void,
+    connector: Option<Connector>,
+    attempt_watch: *mut Watch,
+    pub(super) live: Option<Live>,
+    /// Why it was disconnected last.
+    pub(super) error: String,
+}
+
+/// A connected interface. Each queue is in a cell of its own, because each may be used by a thread
+/// of its own.
+pub(super) struct Live {
+    pub(super) connection: Connection,
+    control_watch: *mut Watch,
+    interrupt_watches: Vec<*mut Watch>,
+    pub(super) rx: Box<[UnsafeCell<RxQueue>]>,
+    pub(super) tx: Box<[UnsafeCell<TxQueue>]>,
+}
+
+/// What the application gave for one connection, to be given back after it.
+struct Lent {
+    addr: *mut c_void,
+    size: u32,
+    fd: c_int,
+}
+
+impl Conn {
+    fn is_server(&self) -> bool {
+        self.args.is_master != 0
+    }
+
+    pub(super) fn serves(&self, id: u32) -> bool {
+        self.is_server() && self.args.interface_id == id
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.live.is_some()
+    }
+
+    pub(super) fn offer(&self) -> Offer {
+        offer(&self.args, self.mode)
+    }
+
+    pub(super) fn attempt_deadline(&self) -> Option<Instant> {
+        self.connector.as_ref().and_then(Connector::deadline)
+    }
+
+    pub(super) fn attempt_due(&self, now: Instant) -> bool {
+        self.attempt_deadline().is_some_and(|t| t <= now)
+    }
+
+    /// A client that is neither connected nor on its way asks for a connection.
+    ///
+    /// # Safety
+    /// `this` is live and nobody has a reference to it or its socket: the application is called.
+    pub(super) unsafe fn request(this: *mut Self) -> Error {
+        // SAFETY: by this function's contract.
+        unsafe {
+            if (*this).is_server() || (*this).live.is_some() || (*this).connector.is_some() {
+                return Error::Success;
+            }
+            let socket = (*this).socket;
+            let args = (*this).args;
+            let config = ClientConfig {
+                mode: (*this).mode,
+                secret: text_of(&args.secret),
+                name: text_of(&args.interface_name),
+                s2m_rings: args.num_s2m_rings.into(),
+                m2s_rings: args.num_m2s_rings.into(),
+                log2_ring_size: args.log2_ring_size,
+                buffer_bytes: args.buffer_size.into(),
+                max_frame_bytes: u32::MAX,
+                ..ClientConfig::new(
+                    Address::parse(&text_of(&(*socket).args.path)),
+                    args.interface_id,
+                )
+            };
+            let mut hooks = Hooks { post_later: true, external: None };
+            if let External { add: Some(add), .. } = (*socket).external {
+                let ctx = (*this).ctx;
+                hooks.external = Some(Box::new(move |bytes| ask_for_memory(add, ctx, bytes)));
+            }
+            (*this).connector = Some(Connector::with_hooks(config, hooks));
+            Self::advance(this)
+        }
+    }
+
+    /// Goes on with a connection attempt.
+    ///
+    /// # Safety
+    /// As for [`request`](Self::request).
+    pub(super) unsafe fn advance(this: *mut Self) -> Error {
+        // SAFETY: by this function's contract; references end before the application is called.
+        unsafe {
+            let Some(connector) = &mut (*this).connector else { return Error::Success };
+            let event = connector.poll(Instant::now());
+            let fd = connector.socket().map(|fd| fd.as_raw_fd());
+            match event {
+                ClientEvent::Pending => {
+                    if let Some(fd) = fd
+                        && (*this).attempt_watch.is_null()
+                    {
+                        let fd = BorrowedFd::borrow_raw(fd);
+                        (*this).attempt_watch =
+                            Socket::watch((*this).socket, fd, Kind::Attempt(this));
+                    }
+                    Error::Success
+                }
+                ClientEvent::Failed(reason) => {
+                    Self::stop_attempt(this);
+                    let error = Error::from(&reason);
+                    (*this).error = reason.to_string();
+                    error
+                }
+                ClientEvent::Connected(connection) => {
+                    Self::stop_attempt(this);
+                    Self::connected(this, connection);
+                    Error::Success
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`request`](Self::request).
+    unsafe fn stop_attempt(this: *mut Self) {
+        // SAFETY: by this function's contract; the attempt's descriptor is closed only afterwards.
+        unsafe {
+            let watch = std::mem::replace(&mut (*this).attempt_watch, std::ptr::null_mut());
+            Socket::unwatch((*this).socket, watch);
+            (*this).connector = None;
+        }
+    }
+
+    /// Takes a fresh connection over and tells the application.
+    ///
+    /// # Safety
+    /// As for [`request`](Self::request).
+    pub(super) unsafe fn connected(this: *mut Self, mut connection: Connection) {
+        let (rx, tx) = connection.take_queues();
+        // SAFETY: by this function's contract; borrowed descriptors stay open while watched.
+        unsafe {
+            let fd = BorrowedFd::borrow_raw(connection.as_fd().as_raw_fd());
+            let control_watch = Socket::watch((*this).socket, fd, Kind::Control(this));
+            let mut interrupt_watches = Vec::new();
+            if (*this).on_interrupt.is_some() {
+                for (i, queue) in rx.iter().enumerate() {
+                    let fd = BorrowedFd::borrow_raw(queue.eventfd().as_raw_fd());
+                    let kind = Kind::Interrupt(this, i as u16);
+                    interrupt_watches.push(Socket::watch((*this).socket, fd, kind));
+                }
+            }
+            (*this).error.clear();
+            (*this).live = Some(Live {
+                connection,
+                control_watch,
+                interrupt_watches,
+                rx: rx.into_iter().map(UnsafeCell::new).collect(),
+                tx: tx.into_iter().map(UnsafeCell::new).collect(),
+            });
+            let (callback, ctx) = ((*this).on_connect, (*this).ctx);
+            callback(this.cast(), ctx);
+        }
+    }
+
+    /// Looks at the control socket of a connected interface.
+    ///
+    /// # Safety
+    /// As for [`request`](Self::request).
+    pub(super) unsafe fn on_control(this: *mut Self) -> Error {
+        // SAFETY: by this function's contract; the reference ends before the application is called.
+        unsafe {
+            let Some(live) = &mut (*this).live else { return Error::Success };
+            if let Status::Down(reason) = live.connection.on_readable() {
+                Self::down(this, &reason);
+            }
+        }
+        Error::Success
+    }
+
+    /// # Safety
+    /// As for [`request`](Self::request).
+    pub(super) unsafe fn on_interrupt(this: *mut Self, queue: u16) -> Error {
+        // SAFETY: by this function's contract.
+        let (callback, ctx) = unsafe { ((*this).on_interrupt, (*this).ctx) };
+        if let Some(callback) = callback {
+            callback(this.cast(), ctx, queue);
+        }
+        Error::Success
+    }
+
+    /// Ends a connection and tells the application.
+    ///
+    /// # Safety
+    /// As for [`request`](Self::request).
+    unsafe fn down(this: *mut Self, reason: &CloseReason) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            let Some(live) = (*this).live.take() else { return };
+            let socket = (*this).socket;
+            Socket::unwatch(socket, live.control_watch);
+            for &watch in &live.interrupt_watches {
+                Socket::unwatch(socket, watch);
+            }
+            (*this).error = reason.to_string();
+            let Live { connection, rx, tx, .. } = live;
+            connection.disconnect(reason);
+            let lent = external_of(rx.iter().map(|q| &*q.get()));
+            drop((rx, tx));
+            if let (Some(lent), Some(delete)) = (lent, (*socket).external.delete) {
+                delete(lent.addr, lent.size, lent.fd, (*this).ctx);
+            }
+            let (callback, ctx) = ((*this).on_disconnect, (*this).ctx);
+            callback(this.cast(), ctx);
+        }
+    }
+}
+
+/// The application's memory that these queues use.
+fn external_of<'a>(mut queues: impl Iterator<Item = &'a RxQueue>) -> Option<Lent> {
+    let queue = queues.next()?;
+    let region = queue.regions().all().iter().find(|r| r.is_external())?;
+    let size = u32::try_from(region.size()).unwrap_or(u32::MAX);
+    Some(Lent { addr: region.base().cast(), size, fd: -1 })
+}
+
+fn ask_for_memory(
+    add: super::types::AddExternalRegion,
+    ctx: *mut c_void,
+    bytes: u64,
+) -> Option<ExternalMemory> {
+    let size = u32::try_from(bytes).ok()?;
+    let (mut addr, mut fd) = (std::ptr::null_mut(), -1);
+    if add(&raw mut addr, size, &raw mut fd, ctx) != 0 || fd < 0 {
+        return None;
+    }
+    // SAFETY: the application says that this is its descriptor; it keeps it, we take a duplicate.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?;
+    Some(ExternalMemory { base: NonNull::new(addr.cast())?, file })
+}
+
+/// Makes an interface: a server listens, a client connects, at once.
+///
+/// # Safety
+/// `conn` and `args` are valid; `args.socket` is a socket.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memif_create(
+    conn: *mut *mut c_void,
+    args: *const ConnArgs,
+    on_connect: Option<ConnectionUpdate>,
+    on_disconnect: Option<ConnectionUpdate>,
+    on_interrupt: Option<OnInterrupt>,
+    private_ctx: *mut c_void,
+) -> c_int {
+    let (Some(on_connect), Some(on_disconnect)) = (on_connect, on_disconnect) else {
+        return Error::InvalArg as c_int;
+    };
+    if conn.is_null() || args.is_null() {
+        return Error::InvalArg as c_int;
+    }
+    // SAFETY: by this function's contract.
+    let mut args = unsafe { *args };
+    let socket: *mut Socket = args.socket.cast();
+    let mode = match args.mode {
+        0 => Mode::Ethernet,
+        1 => Mode::Ip,
+        _ => return Error::Mode as c_int,
+    };
+    if socket.is_null() || args.log2_ring_size > 15 {
+        return Error::InvalArg as c_int;
+    }
+    let default = |value: &mut u8, or: u8| *value = if *value == 0 { or } else { *value };
+    default(&mut args.num_s2m_rings, 1);
+    default(&mut args.num_m2s_rings, 1);
+    default(&mut args.log2_ring_size, 10);
+    if args.buffer_size == 0 {
+        args.buffer_size = 2048;
+    }
+    // SAFETY: by this function's contract; no references are alive when the application is called.
+    unsafe {
+        let same = |&c: &*mut Conn| {
+            (*c).args.interface_id == args.interface_id
+                && ((*c).args.is_master != 0) == (args.is_master != 0)
+        };
+        if (*socket).conns.iter().any(same) {
+            return Error::Id as c_int;
+        }
+        let new = Box::into_raw(Box::new(Conn {
+            socket,
+            args,
+            mode,
+            on_connect,
+            on_disconnect,
+            on_interrupt,
+            ctx: private_ctx,
+            connector: None,
+            attempt_watch: std::ptr::null_mut(),
+            live: None,
+            error: String::new(),
+        }));
+        (*socket).conns.push(new);
+        *conn = new.cast();
+        let error = memif_request_connection(new.cast());
+        // A server that is not there yet is no error: the timer or a request will find it.
+        let absent = [Error::Connrefused as c_int, Error::NoFile as c_int].contains(&error);
+        if error != Error::Success as c_int && !(absent && args.is_master == 0) {
+            memif_delete(conn);
+            return error;
+        }
+    }
+    Error::Success as c_int
+}
+
+/// A client asks for a connection now; a server listens.
+///
+/// # Safety
+/// `conn` is an interface.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memif_request_connection(conn: *mut c_void) -> c_int {
+    let this: *mut Conn = conn.cast();
+    if this.is_null() {
+        return Error::Noconn as c_int;
+    }
+    // SAFETY: by this function's contract; no references are alive when the application is called.
+    unsafe {
+        let socket = (*this).socket;
+        if (*this).is_server() {
+            return Socket::listen(socket).map_or_else(|e| e as c_int, |()| 0);
+        }
+        let result = Conn::request(this);
+        Socket::keep_house(socket);
+        result as c_int
+    }
+}
+
+/// Disconnects and forgets an interface, and sets the handle to null.
+///
+/// # Safety
+/// `conn` points to a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memif_delete(conn: *mut *mut c_void) -> c_int {
+    // SAFETY: by this function's contract; no references are alive when the application is called.
+    unsafe {
+        if conn.is_null() || (*conn).is_null() {
+            return Error::Noconn as c_int;
+        }
+        let this: *mut Conn = (*conn).cast();
+        let socket = (*this).socket;
+        (*socket).conns.retain(|&c| c != this);
+        Conn::stop_attempt(this);
+        Conn::down(this, &CloseReason::Local("interface deleted".to_owned()));
+        let servers = (*socket).conns.iter().any(|&c| (*c).is_server());
+        if (*this).is_server() && !servers {
+            Socket::stop_listening(socket);
+        }
+        drop(Box::from_raw(this));
+        *conn = std::ptr::null_mut();
+    }
+    Error::Success as c_int
+}
+
+/// The socket of an interface.
+///
+/// # Safety
+/// `conn` is an interface or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn memif_get_socket_handle(conn: *mut c_void) -> *mut c_void {
+    let this: *const Conn = conn.cast();
+    if this.is_null() {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: by this function's contract.
+    unsafe { (*this).socket.cast() }
+}

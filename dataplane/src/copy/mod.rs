@@ -267,8 +267,8 @@ pub(crate) fn tests_seg(bytes: &[u8]) -> Seg {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::tests_seg as seg;
+    use super::*;
 
     #[test]
     fn a_body_of_several_segments_arrives_in_order() {

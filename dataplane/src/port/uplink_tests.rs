@@ -236,7 +236,7 @@ impl Bump {
                         assert!(complete_checksum(head, from, to, body));
                         meta.checksum = Checksum::Verified;
                     }
-                    if let Ok(sent) = tx.send(Outgoing { head, body, meta }, &mut list) {
+                    if let Ok(sent) = tx.send(&Outgoing { head, body, meta }, &mut list) {
                         frames.fetch_add(1, Ordering::Relaxed);
                         bytes.fetch_add(u64::from(sent), Ordering::Relaxed);
                     }

@@ -25,12 +25,7 @@ pub fn read(fd: BorrowedFd<'_>, to: &mut [u8]) -> io::Result<usize> {
 
 /// Writes one frame: `first`, then `second`, then the segments.
 #[inline]
-pub fn write(
-    fd: BorrowedFd<'_>,
-    first: &[u8],
-    second: &[u8],
-    rest: &[Seg],
-) -> io::Result<usize> {
+pub fn write(fd: BorrowedFd<'_>, first: &[u8], second: &[u8], rest: &[Seg]) -> io::Result<usize> {
     let mut pieces = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; GATHER_MAX];
     let slice = |bytes: &[u8]| libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),

@@ -21,6 +21,7 @@ const COMMANDS: usize = 1024;
 
 /// An order to a worker.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "queues change hands rarely")]
 pub enum Command {
     /// Poll this queue. Frames flow once the interface is in the published tables.
     AddRx {
@@ -56,6 +57,7 @@ pub enum Command {
 
 /// A queue that a worker has let go: dropping it unmaps and closes, off the packet path.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "queues change hands rarely")]
 pub enum Retired {
     /// A receiving queue; no claim on it is held any more.
     Rx(Rx),
@@ -65,6 +67,7 @@ pub enum Retired {
 
 /// News from a worker.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "queues change hands rarely")]
 pub enum Report {
     /// Answer to `RemoveRx` and `RemoveTx`: one for each queue.
     Retired(IfaceId, Retired),

@@ -58,9 +58,9 @@ impl State {
         let out = tables.iface(meta.out)?;
         let counters = &out.counters[self.id];
         if generated {
-            counters.generated.add(1)
+            counters.generated.add(1);
         } else {
-            counters.tx_forwarded.add(1)
+            counters.tx_forwarded.add(1);
         }
 
         let queues = out.workers.len();
@@ -259,7 +259,7 @@ pub(super) fn send_now(
         sender.counters.tx_drops[TxDropReason::PortDown as usize].add(1);
         return;
     };
-    match entry.tx.send(Outgoing { head, body, meta }, sender.list) {
+    match entry.tx.send(&Outgoing { head, body, meta }, sender.list) {
         Ok(bytes) => {
             sender.counters.tx_pkts.add(1);
             sender.counters.tx_bytes.add(u64::from(bytes));

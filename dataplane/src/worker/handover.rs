@@ -77,25 +77,24 @@ impl Peer {
 pub(super) fn mesh(count: usize, stats: &[Arc<Stats>], wakes: &[Wake]) -> Vec<Vec<Option<Peer>>> {
     let mut mesh: Vec<Vec<Option<Peer>>> =
         (0..count).map(|_| (0..count).map(|_| None).collect()).collect();
-    for a in 0..count {
-        for b in a + 1..count {
-            let (to_b, from_a) = rtrb::RingBuffer::new(RING_PKTS);
-            let (to_a, from_b) = rtrb::RingBuffer::new(RING_PKTS);
-            let (done_to_b, done_from_a) = rtrb::RingBuffer::new(RING_PKTS);
-            let (done_to_a, done_from_b) = rtrb::RingBuffer::new(RING_PKTS);
-            let peer = |to, from, done_to, done_from, other: usize| Peer {
-                to,
-                from,
-                done_to,
-                done_from,
-                lent: 0,
-                stats: Arc::clone(&stats[other]),
-                wake: Arc::clone(&wakes[other]),
-                pushed: false,
-            };
-            mesh[a][b] = Some(peer(to_b, from_b, done_to_b, done_from_b, b));
-            mesh[b][a] = Some(peer(to_a, from_a, done_to_a, done_from_a, a));
-        }
+    let peer = |to, from, done_to, done_from, other: usize| Peer {
+        to,
+        from,
+        done_to,
+        done_from,
+        lent: 0,
+        stats: Arc::clone(&stats[other]),
+        wake: Arc::clone(&wakes[other]),
+        pushed: false,
+    };
+    let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
+    for (a, b) in pairs {
+        let (to_b, from_a) = rtrb::RingBuffer::new(RING_PKTS);
+        let (to_a, from_b) = rtrb::RingBuffer::new(RING_PKTS);
+        let (done_to_b, done_from_a) = rtrb::RingBuffer::new(RING_PKTS);
+        let (done_to_a, done_from_b) = rtrb::RingBuffer::new(RING_PKTS);
+        mesh[a][b] = Some(peer(to_b, from_b, done_to_b, done_from_b, b));
+        mesh[b][a] = Some(peer(to_a, from_a, done_to_a, done_from_a, a));
     }
     mesh
 }

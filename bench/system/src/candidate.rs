@@ -173,8 +173,14 @@ impl Drop for TcpDevice {
 ///
 /// # Errors
 /// The peer does not serve in time.
-pub fn plain_end(socket: &str, number: u8, rx_queues: u16) -> anyhow::Result<Endpoint> {
-    let config = PortConfig { socket: socket.into(), rx_queues, ..PortConfig::default() };
+pub fn plain_end(
+    socket: &str,
+    number: u8,
+    rx_queues: u16,
+    buffer_bytes: u32,
+) -> anyhow::Result<Endpoint> {
+    let socket = socket.into();
+    let config = PortConfig { socket, rx_queues, buffer_bytes, ..PortConfig::default() };
     let address = format!("10.0.0.{number}/24").parse().map_err(anyhow::Error::msg)?;
     let host = Host::new(Some(Mac([2, 0, 0, 0, 0, number])), vec![address], vec![]);
     Endpoint::open(&config, host, 64, Duration::from_secs(20))

@@ -68,16 +68,19 @@ impl Drop for Lab {
 /// A pod of the benchmark.
 #[must_use]
 pub fn plan(name: &'static str, node: usize, memif_queues: u16, address: u8) -> Plan {
-    Plan { name, node, network: Network::Blue, memif_queues, address }
+    Plan { name, node, network: Network::Blue, memif_queues, buffer_bytes: 2048, address }
 }
 
 /// From one memif pod through the route to another: on one node, or across two with a memif as wire.
 ///
 /// # Errors
 /// See [`Lab::start`]; or the gateway does not answer.
-pub fn memif(nodes: u8, logs: &Path) -> anyhow::Result<MemifDevice> {
+pub fn memif(nodes: u8, buffer_bytes: u32, logs: &Path) -> anyhow::Result<MemifDevice> {
     let last = usize::from(nodes) - 1;
-    let plans = [plan("bench-a", 0, 1, 31), plan("bench-b", last, 1, 32)];
+    let mut plans = [plan("bench-a", 0, 1, 31), plan("bench-b", last, 1, 32)];
+    for plan in &mut plans {
+        plan.buffer_bytes = buffer_bytes;
+    }
     let uplink = if nodes == 1 { Uplink::Packet } else { Uplink::Memif };
     let mut lab = Lab::start(&plans, uplink, logs)?;
     let dst = lab.pods[1].address(true)?;

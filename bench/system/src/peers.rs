@@ -41,7 +41,7 @@ impl Drop for Process {
 /// Where DPDK's memory comes from: hugepages if enough are free.
 #[must_use]
 pub fn memory_arguments(hugepages_free: u64) -> Vec<String> {
-    let words: &[&str] = if hugepages_free >= 300 {
+    let words: &[&str] = if hugepages_free >= HUGEPAGES - 100 {
         &["--in-memory", "-m", "512"]
     } else {
         &["--no-huge", "-m", "512"]
@@ -49,11 +49,17 @@ pub fn memory_arguments(hugepages_free: u64) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-/// testpmd in this forwarding mode.
+/// testpmd in this forwarding mode, with frames up to `buffer_bytes` in one piece: its driver spoils
+/// longer ones (DPDK bug 1609).
 ///
 /// # Errors
 /// It does not start or serve.
-pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
+pub fn testpmd(
+    mode: &str,
+    buffer_bytes: u32,
+    memory: &[String],
+    logs: &Path,
+) -> anyhow::Result<MemifDevice> {
     let socket = |end: &str| format!("bowline-bench-{mode}-{end}");
     let vdev = |number: usize, end: &str| {
         let socket = socket(end);
@@ -65,14 +71,15 @@ pub fn testpmd(mode: &str, memory: &[String], logs: &Path) -> anyhow::Result<Mem
         .args(memory)
         .arg(format!("--file-prefix=bowline-bench-{mode}"))
         .args([vdev(0, "a"), vdev(1, "b"), "--".into()])
-        .args([&format!("--forward-mode={mode}"), "--nb-cores=1", "--total-num-mbufs=16384"])
+        .args([&format!("--forward-mode={mode}"), "--nb-cores=1", "--total-num-mbufs=8192"])
+        .arg(format!("--mbuf-size={}", buffer_bytes + 128))
         .args(["--no-flush-rx", "--disable-link-check"]);
     let process = Process::spawn(&mut command, &logs.join(format!("testpmd-{mode}.log")))?;
     Ok(MemifDevice {
         name: format!("testpmd-{mode}"),
         pids: vec![process.pid()?],
-        tx: plain_end(&format!("@{}", socket("a")), 1, 1)?,
-        rx: plain_end(&format!("@{}", socket("b")), 2, 1)?,
+        tx: plain_end(&format!("@{}", socket("a")), 1, 1, buffer_bytes)?,
+        rx: plain_end(&format!("@{}", socket("b")), 2, 1, buffer_bytes)?,
         dst: DST.parse()?,
         next_hop: NEXT_HOP,
         keep: Box::new(process),
@@ -119,8 +126,8 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     let pid = switch.pid()?;
     let keep = Ovs { _switch: switch, _database: database, folder: folder.clone() };
     // OVS wants two rings from a port to the generator, one for each of its threads.
-    let tx = plain_end(&at("a.sock"), 1, 2)?;
-    let rx = plain_end(&at("b.sock"), 2, 2)?;
+    let tx = plain_end(&at("a.sock"), 1, 2, 2048)?;
+    let rx = plain_end(&at("b.sock"), 2, 2, 2048)?;
     Ok(MemifDevice {
         name: "ovs-dpdk".into(),
         pids: vec![pid],
@@ -133,7 +140,9 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
 }
 
 fn set_dpdk(vsctl: &str, memory: &[String]) -> anyhow::Result<()> {
-    let extra = memory.join(" ");
+    // OVS adds --in-memory, which ordinary pages do not go with, unless it is told this.
+    let legacy = if memory.iter().any(|m| m == "--no-huge") { " --legacy-mem" } else { "" };
+    let extra = memory.join(" ") + legacy;
     let mut command = Command::new("ovs-vsctl");
     command.args(vsctl.split_whitespace().skip(1)).args(["--no-wait", "set", "Open_vSwitch", "."]);
     command.args(["other_config:dpdk-init=true", "other_config:dpdk-lcore-mask=0x1"]);
@@ -225,4 +234,34 @@ pub fn bridge() -> anyhow::Result<TcpDevice> {
         dst: DST.parse()?,
         keep: Box::new(made),
     })
+}
+
+/// Hugepages reserved for a benchmark; given back when dropped.
+#[derive(Debug)]
+pub struct Hugepages {
+    before: String,
+}
+
+const HUGEPAGES: u64 = 900;
+const HUGEPAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Hugepages {
+    /// Reserves as many as all candidates of a case need, if the machine has the memory.
+    ///
+    /// # Errors
+    /// The kernel's setting cannot be read or written.
+    pub fn reserve() -> anyhow::Result<Self> {
+        let before = std::fs::read_to_string(HUGEPAGES_FILE).context(HUGEPAGES_FILE)?;
+        if before.trim().parse::<u64>().unwrap_or(0) < HUGEPAGES {
+            std::fs::write(HUGEPAGES_FILE, HUGEPAGES.to_string()).context(HUGEPAGES_FILE)?;
+        }
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Hugepages {
+    fn drop(&mut self) {
+        // The machine is as usable with them as without.
+        let _ = std::fs::write(HUGEPAGES_FILE, self.before.trim());
+    }
 }

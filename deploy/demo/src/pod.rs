@@ -32,6 +32,8 @@ pub struct Plan {
     pub network: Network,
     /// Queues of its memif; 0 for a tap.
     pub memif_queues: u16,
+    /// Bytes of a buffer of its memif.
+    pub buffer_bytes: u32,
     /// The last part of its addresses.
     pub address: u8,
 }
@@ -45,7 +47,7 @@ pub const PLANS: [Plan; 11] = {
         memif_queues: u16,
         address: u8,
     ) -> Plan {
-        Plan { name, node, network, memif_queues, address }
+        Plan { name, node, network, memif_queues, buffer_bytes: 2048, address }
     }
     use Network::{Blue, Red};
     [
@@ -215,6 +217,7 @@ impl Station {
             netns: Some(netns.path().display().to_string()),
             rx_queues: plan.memif_queues,
             tx_queues: plan.memif_queues,
+            buffer_bytes: plan.buffer_bytes,
             ..PortConfig::default()
         };
         let endpoint = netns.run(|| Endpoint::open(&config, host, 16, Duration::from_secs(10)))?;

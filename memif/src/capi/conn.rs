@@ -100,7 +100,8 @@ impl Conn {
             let mut hooks = Hooks { post_later: true, external: None };
             if let External { add: Some(add), .. } = (*socket).external {
                 let ctx = (*this).ctx;
-                hooks.external = Some(Box::new(move |bytes| ask_for_memory(add, ctx, bytes)));
+                let ctx = Context(ctx);
+                hooks.external = Some(Box::new(move |bytes| ask_for_memory(add, ctx.get(), bytes)));
             }
             (*this).connector = Some(Connector::with_hooks(config, hooks));
             Self::advance(this)
@@ -244,6 +245,19 @@ fn external_of<'a>(mut queues: impl Iterator<Item = &'a RxQueue>) -> Option<Lent
     let region = queue.regions().all().iter().find(|r| r.is_external())?;
     let size = u32::try_from(region.size()).unwrap_or(u32::MAX);
     Some(Lent { addr: region.base().cast(), size, fd: -1 })
+}
+
+/// What the application wants to be told in its callbacks.
+struct Context(*mut c_void);
+
+// SAFETY: the pointer is only handed back; the C interface's contract is that the application calls
+// it, and is called, on threads of its own choice that it keeps apart.
+unsafe impl Send for Context {}
+
+impl Context {
+    fn get(&self) -> *mut c_void {
+        self.0
+    }
 }
 
 fn ask_for_memory(

@@ -71,8 +71,9 @@ pub(crate) struct ExternalMemory {
     pub file: OwnedFd,
 }
 
-/// Asks the application for that many bytes of memory.
-type AskForMemory = Box<dyn FnMut(u64) -> Option<ExternalMemory>>;
+/// Asks the application for that many bytes of memory. A connector may move between threads, and
+/// this with it.
+type AskForMemory = Box<dyn FnMut(u64) -> Option<ExternalMemory> + Send>;
 
 /// How a client of the C interface differs.
 #[derive(Default)]

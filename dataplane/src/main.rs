@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use dataplane::control::uplink::{self, Request};
 use dataplane::control::{self, Config, UplinkPort};
+use dataplane::takeover;
 use dataplane::worker::Polling;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -75,13 +77,30 @@ fn main() -> anyhow::Result<()> {
     control::start::nobody_serves(&args.socket)?;
     let (uplinks, opened) =
         uplink::open_all(&args.uplinks, cpus.len() as u16, &state_dir, args.no_huge)?;
+    let unreachable = prove(&opened)?;
     let result = run(args, cpus, uplinks, &state_dir, stop);
     for uplink in opened {
         if let Err(error) = uplink.close() {
             tracing::error!(%error, "giving an uplink back; the next start continues");
         }
     }
-    result
+    match unreachable.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error.into()),
+        None => result,
+    }
+}
+
+/// Stops the process, as a signal would, if the node does not reach its gateways any more.
+fn prove(opened: &[uplink::Opened]) -> anyhow::Result<Arc<Mutex<Option<takeover::Error>>>> {
+    let found: Arc<Mutex<Option<takeover::Error>>> = Arc::default();
+    let place = Arc::clone(&found);
+    uplink::prove_beside(opened, move |error| {
+        tracing::error!(%error, "undoing the takeover");
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        // Blocked everywhere but in the thread that waits for it.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::SIGTERM);
+    })?;
+    Ok(found)
 }
 
 fn run(

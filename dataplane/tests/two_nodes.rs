@@ -157,3 +157,37 @@ fn a_gateway_a_new_mac_and_a_kill() {
     assert!(a.stop().success());
     assert!(wire.a.pings("192.0.2.2", ""), "after the stop");
 }
+
+/// Whether the node's interface is a tap (taken over) now.
+fn is_taken(node: &Netns) -> bool {
+    node.ip("-d link show dev up0").contains("tun type tap")
+}
+
+#[test]
+fn a_gateway_that_answers_proves_the_takeover() {
+    let wire = Wire::new(1500, true);
+    wire.a.ip("route add default via 192.0.2.2");
+    wire.a.ip("neigh flush dev up0");
+    let mut a = Node::start_in(Some(&wire.a), "--uplink up0=packet");
+    wait_for("the gateway's answer", || {
+        wire.a.ip("neigh show 192.0.2.2 nud reachable").contains("192.0.2.2").then_some(())
+    });
+    assert!(is_taken(&wire.a));
+    assert!(a.stop().success());
+    assert!(!is_taken(&wire.a));
+}
+
+#[test]
+fn a_gateway_that_falls_silent_undoes_the_takeover() {
+    let wire = Wire::new(1500, true);
+    wire.a.ip("route add default via 192.0.2.2");
+    assert!(wire.a.pings("192.0.2.2", ""), "the node knows its gateway");
+    wire.b.ip("link set up0 arp off");
+    let mut a = Node::start_in(Some(&wire.a), "--uplink up0=packet");
+    assert!(is_taken(&wire.a));
+    let status = wait_for("the data plane to give up", || a.child.try_wait().expect("a child"));
+    assert!(!status.success());
+    assert!(!is_taken(&wire.a), "the node has its interface back");
+    wire.b.ip("link set up0 arp on");
+    assert!(wire.a.pings("192.0.2.2", ""), "and its way to the gateway");
+}

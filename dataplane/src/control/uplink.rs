@@ -12,6 +12,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use wire::Mac;
 
@@ -81,6 +82,34 @@ impl Opened {
         }
         self.taken.take().map_or(Ok(()), Taken::restore).map_err(Error::Takeover)
     }
+}
+
+/// How long the node's gateways may take to answer through a data plane that has just started.
+const PROOF_LIMIT: Duration = Duration::from_secs(10);
+
+/// Proves, beside the running data plane, that the node still reaches its gateways. `failed` is
+/// called where an interface that was just taken over must be given back. One that was taken over
+/// before, and is only resumed, is left alone: its gateway may be down for another reason.
+///
+/// # Errors
+/// No thread can be made.
+pub fn prove_beside(
+    opened: &[Opened],
+    failed: impl Fn(takeover::Error) + Send + 'static,
+) -> std::io::Result<()> {
+    let taken = opened.iter().filter_map(|held| held.taken.as_ref());
+    let proofs: Vec<_> =
+        taken.map(|taken| (taken.name.clone(), taken.gateways(), taken.resumed)).collect();
+    let work = move || {
+        for (interface, gateways, resumed) in proofs {
+            match takeover::prove(&interface, &gateways, PROOF_LIMIT) {
+                Ok(()) => tracing::info!(interface, gateways = gateways.len(), "node reachable"),
+                Err(error @ takeover::Error::Unreachable { .. }) if !resumed => failed(error),
+                Err(error) => tracing::warn!(interface, %error, "not proven"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("proof".into()).spawn(work).map(drop)
 }
 
 /// Why an uplink can not be used.
@@ -290,11 +319,10 @@ fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), 
 #[cfg(feature = "dpdk")]
 mod device {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use dpdk::{Eal, EalOptions, EthConfig, EthDev, Mempool, MempoolConfig};
 
-    use super::{Error, Request};
+    use super::{Duration, Error, Request};
     use crate::port::eth::{EthRx, EthTx};
     use crate::port::{Rx, Tx};
 

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,8 @@ const RTM_F_CLONED: u32 = 0x200;
 const RTNH_F_ONLINK: u32 = 4;
 const TABLE_LOCAL: u8 = 255;
 
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
 const NDA_CACHEINFO: u16 = 3;
 const NDA_PROBES: u16 = 4;
 /// Incomplete, failed and "needs none": nothing worth keeping.
@@ -166,6 +169,21 @@ impl NetConfig {
                 let _ = fs::write(&path, value);
             }
         }
+    }
+
+    /// Neighbours whose MAC address was known.
+    pub(super) fn neighbours(&self) -> Vec<(IpAddr, Vec<u8>)> {
+        let known = self.neighbours.iter().filter_map(|Message(m)| {
+            let address = ip(find(m, NEIGHBOUR_HEADER, NDA_DST)?)?;
+            Some((address, find(m, NEIGHBOUR_HEADER, NDA_LLADDR)?.to_vec()))
+        });
+        known.collect()
+    }
+
+    /// Where the default routes lead.
+    pub(super) fn default_gateways(&self) -> Vec<IpAddr> {
+        let default = self.routes.iter().filter(|Message(m)| m.get(1) == Some(&0));
+        default.filter_map(|Message(m)| ip(find(m, ROUTE_HEADER, RTA_GATEWAY)?)).collect()
     }
 
     /// The addresses, for people.
@@ -317,12 +335,41 @@ fn copy(message: &mut Vec<u8>, raw: &[u8]) {
     message.resize(message.len().next_multiple_of(4), 0);
 }
 
-fn ip_text(bytes: &[u8]) -> String {
-    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
-        return std::net::Ipv4Addr::from(v4).to_string();
+/// Has the kernel ask a neighbour whether it is there: at a MAC address, or everybody.
+pub(super) fn probe(device: u32, address: IpAddr, mac: Option<&[u8]>) -> Vec<u8> {
+    const NUD_PROBE: u16 = 0x10;
+    const NTF_USE: u8 = 1;
+    let mut message = vec![0; NEIGHBOUR_HEADER];
+    message[0] = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    set_u32(&mut message, 4, device);
+    match mac {
+        Some(_) => message[8..10].copy_from_slice(&NUD_PROBE.to_ne_bytes()),
+        None => message[10] = NTF_USE,
     }
-    <[u8; 16]>::try_from(bytes)
-        .map_or_else(|_| "?".to_owned(), |v6| std::net::Ipv6Addr::from(v6).to_string())
+    match address {
+        IpAddr::V4(v4) => put(&mut message, NDA_DST, &v4.octets()),
+        IpAddr::V6(v6) => put(&mut message, NDA_DST, &v6.octets()),
+    }
+    if let Some(mac) = mac {
+        put(&mut message, NDA_LLADDR, mac);
+    }
+    message
+}
+
+/// The neighbours on a device that have just answered.
+pub(super) fn reachable(dump: &[Vec<u8>], device: u32) -> Vec<IpAddr> {
+    const NUD_REACHABLE: u16 = 0x02;
+    let there = dump.iter().filter(|m| u32_at(m, 4) == device && u16_at(m, 8) == NUD_REACHABLE);
+    there.filter_map(|m| ip(find(m, NEIGHBOUR_HEADER, NDA_DST)?)).collect()
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+fn ip_text(bytes: &[u8]) -> String {
+    ip(bytes).map_or_else(|| "?".to_owned(), |address| address.to_string())
 }
 
 fn describe_address(message: &[u8]) -> String {

@@ -20,16 +20,21 @@ mod config;
 mod journal;
 mod link;
 mod netlink;
+mod prove;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use journal::{Journal, Phase, Store};
 use netlink::Netlink;
+
+pub use prove::Gateway;
 
 use crate::sys::netns;
 
@@ -125,6 +130,17 @@ pub enum Error {
         /// Where it was moved to.
         netns: String,
     },
+    /// The node does not reach what it reached before.
+    #[error(
+        "since {interface} was taken over, {} does not answer any more; the interface is given back",
+        .gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Unreachable {
+        /// The interface.
+        interface: String,
+        /// Gateways of the node.
+        gateways: Vec<IpAddr>,
+    },
     /// The kernel refused a step.
     #[error("{step} of interface {interface}: {source}")]
     Step {
@@ -219,7 +235,28 @@ pub(crate) fn rollback_with(
     Ok(true)
 }
 
+/// Waits until the gateways answer through the host tap, once the data plane forwards.
+///
+/// # Errors
+/// [`Error::Unreachable`] with those that did not within `limit`.
+pub fn prove(interface: &str, gateways: &[Gateway], limit: Duration) -> Result<(), Error> {
+    let missing = prove::unreachable(interface, gateways, limit).map_err(|source| Error::Step {
+        step: "asking for the gateways",
+        interface: interface.to_owned(),
+        source,
+    })?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unreachable { interface: interface.to_owned(), gateways: missing })
+}
+
 impl Taken {
+    /// The gateways that the node reached when the interface was taken, for [`prove`].
+    pub fn gateways(&self) -> Vec<Gateway> {
+        prove::gateways(&self.journal.config)
+    }
+
     /// Gives the interface back: the NIC returns with what the host tap has now.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use super::config::NetConfig;
 use super::journal::{Journal, Phase, Store};
 use super::link::{self, Change, Link};
 use super::netlink::Netlink;
+use super::prove;
 use super::{Error, Hook, Spec, Step, Taken, Use, boot_id};
 use crate::sys::{ethtool, netns, tun};
 
@@ -37,8 +38,12 @@ pub(super) fn plan(
 ) -> Result<Journal, Error> {
     let interface = &spec.interface;
     check(netlink, nic)?;
-    let config =
+    let mut config =
         NetConfig::read(netlink, nic.index, interface).named("reading the addresses", interface)?;
+    if prove::learn(netlink, nic.index, &config).is_ok() {
+        config = NetConfig::read(netlink, nic.index, interface)
+            .named("reading the addresses", interface)?;
+    }
     let netns = match old {
         Some(journal) => journal.netns.clone(),
         None => free_name(interface)?,

@@ -119,6 +119,13 @@ impl Burst {
         self.fill(index, HEAD_MAX_BYTES);
     }
 
+    /// Brings the head to `head_bytes` from the body, as far as both reach. What was stripped off
+    /// its front since it came in does not count.
+    pub fn lengthen(&mut self, index: usize, head_bytes: usize) {
+        let stripped = usize::from(self.meta[index].start).saturating_sub(HEADROOM_BYTES);
+        self.fill(index, (stripped + head_bytes).min(HEAD_MAX_BYTES));
+    }
+
     fn fill(&mut self, index: usize, upto_bytes: usize) {
         let meta = &mut self.meta[index];
         let slot = &mut self.slots[index].0;

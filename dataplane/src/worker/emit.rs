@@ -7,6 +7,10 @@ use crate::path::split::Split;
 use crate::path::{Checksum, Gso, Meta, Slot, TxDropReason, Verdict};
 use crate::port::{BURST_PKTS, Health, Outgoing};
 use crate::table::{Counters, Iface, IfaceId, Tables, TxOwner};
+use wire::{Header, Tcp};
+
+/// The data offset has four bits, counting words (RFC 9293 §3.1).
+const TCP_HEADER_MAX_BYTES: usize = 60;
 
 /// Space that is used within one burst.
 #[derive(Debug)]
@@ -54,8 +58,11 @@ impl State {
             Verdict::Consume | Verdict::Drop(_) | Verdict::Refill | Verdict::Sum => return None,
         };
         self.burst.settle(at);
+        let out = tables.iface(self.burst.meta(at).out)?;
+        if out.offloads {
+            self.complete_tcp_header(at);
+        }
         let meta = self.burst.meta(at);
-        let out = tables.iface(meta.out)?;
         let counters = &out.counters[self.id];
         if generated {
             counters.generated.add(1);
@@ -87,6 +94,24 @@ impl State {
         };
         transmit(&mut sender, out, queue as u16, slot, meta, body);
         Some((out.id, queue as u16))
+    }
+
+    /// The head of a segment that came out of a tunnel may end within its TCP options; merging
+    /// compares them.
+    #[inline]
+    fn complete_tcp_header(&mut self, at: usize) {
+        let packet = self.burst.packet(at);
+        let l4 = usize::from(packet.meta.l4);
+        if packet.meta.protocol != wire::protocol::TCP || l4 == 0 || packet.meta.body_bytes == 0 {
+            return;
+        }
+        let need = match Tcp::at(packet.head(), l4) {
+            Some(tcp) => l4 + tcp.header_bytes(),
+            None => l4 + TCP_HEADER_MAX_BYTES,
+        };
+        if packet.head().len() < need {
+            self.burst.lengthen(at, need);
+        }
     }
 
     /// Runs the planned copies, then makes everything sent visible.

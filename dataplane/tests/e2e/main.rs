@@ -9,3 +9,8 @@ mod lab;
 mod local;
 mod local_memif;
 mod mtu;
+mod stall;
+mod tunnel_fields;
+mod tunnel_guard;
+mod two_nodes;
+mod vxlan;

@@ -14,6 +14,7 @@ pub mod proc;
 pub mod pump;
 pub mod raw;
 pub mod sys;
+pub mod uplink;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub use pod::{End, TapPod};
 pub use proc::Proc;
 pub use pump::Pump;
 pub use raw::RawSocket;
+pub use uplink::{Far, Pair, Uplink};
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -57,4 +59,10 @@ pub fn wait<T>(what: &str, seconds: f64, mut look: impl FnMut() -> Option<T>) ->
         assert!(Instant::now() < deadline, "waited {seconds} s in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The bits per second of an iperf3 report in JSON, as the receiver counted them.
+pub fn iperf_bps(report: &str) -> f64 {
+    let report: serde_json::Value = serde_json::from_str(report).expect("JSON");
+    report["end"]["sum_received"]["bits_per_second"].as_f64().expect("a number")
 }

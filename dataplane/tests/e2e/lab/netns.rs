@@ -34,6 +34,11 @@ impl Netns {
         netns
     }
 
+    /// A number that this process has not used yet, for names.
+    pub fn number() -> u32 {
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Its name, for `ip … netns NAME`.
     pub fn name(&self) -> &str {
         &self.name
@@ -125,6 +130,17 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Removes all namespaces whose names begin so.
+pub fn remove_all(prefix: &str) {
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(prefix) {
+            remove(&name);
+        }
+    }
+}
+
+/// Removes a namespace and ends what runs in it.
 fn remove(name: &str) {
     // What still runs inside is ours, by the namespace's name.
     if let Ok(output) = Command::new("ip").args(["netns", "pids", name]).output() {
@@ -144,8 +160,13 @@ pub fn sweep() {
     let Ok(entries) = fs::read_dir("/run/netns") else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-        let Some(pid) = rest.split('-').next() else { continue };
+        let own = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        // Where a data plane kept the NIC of a node.
+        let taken = name.strip_prefix("bowline-u").and_then(|rest| rest.split('n').next());
+        let Some(pid) = own.or(taken) else { continue };
+        if pid.is_empty() || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
         if !fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
             remove(&name);
         }

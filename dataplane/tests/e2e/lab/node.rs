@@ -48,6 +48,8 @@ pub struct Node {
     /// Duplicates, as the agent keeps them: names, carrier and listeners survive a restart.
     held: BTreeMap<String, (Kind, Vec<OwnedFd>)>,
     accounts_at_end: bool,
+    /// Goes after the data plane: `process` is dropped before.
+    uplink: Option<super::Uplink>,
 }
 
 /// A Network as tests want it.
@@ -129,7 +131,34 @@ impl Node {
             client,
             held: BTreeMap::new(),
             accounts_at_end: true,
+            uplink: None,
         }
+    }
+
+    /// A data plane that takes `uplink` over.
+    pub fn with_uplink(netns: Netns, uplink: super::Uplink, workers: u32) -> Self {
+        let start = Start { workers, uplink: Some(uplink.argument()), ..Start::default() };
+        let mut node = Self::start(netns, start);
+        let ends = [super::uplink::NODE4, super::uplink::NODE6]
+            .map(|ip| message(ip.parse().expect("an address")));
+        node.state.local_vteps = ends.to_vec();
+        node.state.cluster_vteps = ends.to_vec();
+        node.uplink = Some(uplink);
+        node
+    }
+
+    /// The uplink's name, which the host tap has now.
+    pub fn uplink_name(&self) -> &str {
+        &self.uplink.as_ref().expect("a node with an uplink").name
+    }
+
+    /// A clean stop: SIGTERM, and the end.
+    pub fn stop(&mut self) {
+        let process = self.process.get_mut();
+        process.signal(nix::sys::signal::Signal::SIGTERM);
+        let status = process.wait_end(10.0);
+        assert!(status.success(), "{status}:\n{}", process.output());
+        self.accounts_at_end = false;
     }
 
     /// The API's socket.

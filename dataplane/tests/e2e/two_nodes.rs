@@ -1,0 +1,188 @@
+//! Two data planes on a cable: TCP, order, isolation across it.
+
+use crate::lab::memif::Shape;
+use crate::lab::{End, Lab, MemifPod, Pair, Pump, Realm, TapPod, frame, iperf_bps};
+
+fn blue(mtu: u32) -> Realm {
+    Realm::new("blue", 56, mtu)
+}
+
+/// Taps 10 on the first node and 11 on the second.
+fn taps(pair: &mut Pair, realm: &Realm) -> [TapPod; 2] {
+    let pods =
+        [TapPod::new(&mut pair.nodes[0], realm, 10), TapPod::new(&mut pair.nodes[1], realm, 11)];
+    pair.lead(0, realm.name, 11);
+    pair.lead(1, realm.name, 10);
+    pods
+}
+
+fn tcp_across(driver: &'static str, underlay_mtu: u32, v6: bool, workers: u32) {
+    let overhead = if v6 { 70 } else { 50 };
+    let realm = blue(underlay_mtu - overhead);
+    let mut pair = Pair::new(driver, underlay_mtu, v6, workers, std::slice::from_ref(&realm));
+    let [a, b] = taps(&mut pair, &realm);
+    for (there, back) in [(b.ip4(), a.ip4()), (b.ip6(), a.ip6())] {
+        for size in [0, 56, 1000, realm.mtu as usize - 48, 9000] {
+            assert!(a.pings(there, size), "ping -s {size} {there}");
+            assert!(b.pings(back, size), "ping -s {size} {back}");
+        }
+        // The gateway's hop: the TTL falls once, at the node where the packet enters.
+        assert!(!a.ping(there, "-c 1 -W 1 -t 1").0 && a.ping(there, "-c 1 -W 1 -t 2").0);
+    }
+    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
+    server.wait_for("Server listening", 5.0);
+    for to in [b.ip4(), b.ip6()] {
+        let before = pair.nodes[1].account(&b.id);
+        let bps = iperf_bps(&a.netns.spawn("iperf3", &format!("-c {to} -t 2 -J")).finish(10.0));
+        let after = pair.nodes[1].account(&b.id);
+        let frames = (after.tx_pkts - before.tx_pkts).max(1);
+        let merged = after.coalesced - before.coalesced;
+        let mean = (frames + merged) as f64 / frames as f64;
+        println!(
+            "TCP {driver} MTU {underlay_mtu}, {workers} workers, {to}: {:.2} Gb/s, {mean:.1} \
+             segments a frame",
+            bps / 1e9
+        );
+        assert!(bps > 5e7, "{bps} b/s to {to}");
+        // A jumbo segment is a seventh of the largest frame. Four workers on two cores look at the
+        // wire more often than it has much to say.
+        let least = if underlay_mtu > 1500 || workers > 1 { 3.0 } else { 8.0 };
+        assert!(mean >= least, "{mean:.1} segments in a frame to {to}: {after:?}");
+    }
+}
+
+#[test]
+fn tcp_over_the_packet_port() {
+    let _lab = Lab::new();
+    tcp_across("packet", 1500, false, 1);
+    tcp_across("packet", 9000, true, 1);
+}
+
+#[test]
+fn tcp_over_dpdk_af_packet() {
+    let _lab = Lab::new();
+    tcp_across("net_af_packet", 1500, false, 1);
+}
+
+#[test]
+fn tcp_with_two_workers() {
+    let _lab = Lab::new();
+    tcp_across("packet", 1500, true, 2);
+}
+
+/// Sixteen flows on two queues of a memif, over the cable, into a memif with one queue.
+#[test]
+fn flows_keep_their_order_across_nodes() {
+    let _lab = Lab::new();
+    const FLOWS: u16 = 16;
+    const EACH: u32 = 500;
+    for workers in [1, 2] {
+        let realm = blue(1450);
+        let mut pair = Pair::new("packet", 1500, false, workers, std::slice::from_ref(&realm));
+        let two = Shape { queues: 2, ..Shape::default() };
+        let mut a = MemifPod::with(&mut pair.nodes[0], &realm, 20, two);
+        let mut b = MemifPod::new(&mut pair.nodes[1], &realm, 21);
+        pair.lead(0, realm.name, 21);
+        let mut sent = [0_u32; FLOWS as usize];
+        let mut last = [None; FLOWS as usize];
+        let (mut got, total) = (0, u32::from(FLOWS) * EACH);
+        let mut quiet_since = std::time::Instant::now();
+        while got < total && quiet_since.elapsed() < std::time::Duration::from_secs(2) {
+            for flow in 0..FLOWS {
+                let number = sent[usize::from(flow)];
+                let under_way = sent.iter().sum::<u32>() - got;
+                if number == EACH || under_way > 128 {
+                    continue;
+                }
+                let data = number.to_be_bytes();
+                let datagram = a.datagram(1000 + flow, (b.at.ip4(), 8), &data);
+                let queue = usize::from(flow % 2);
+                sent[usize::from(flow)] += a.queue_up(queue, [&datagram[..]]) as u32;
+            }
+            a.flush(0);
+            a.flush(1);
+            while let Some(frame) = b.recv(0) {
+                if frame.len() < 46 || frame[23] != 17 {
+                    continue;
+                }
+                let flow = usize::from(u16::from_be_bytes([frame[34], frame[35]]) - 1000);
+                let number = u32::from_be_bytes([frame[42], frame[43], frame[44], frame[45]]);
+                assert!(last[flow] < Some(number), "flow {flow}: {number} after {:?}", last[flow]);
+                last[flow] = Some(number);
+                got += 1;
+                quiet_since = std::time::Instant::now();
+            }
+        }
+        assert_eq!(got, total, "with {workers} workers");
+    }
+}
+
+/// Identical addresses in two Networks on two nodes, all kinds of pods.
+#[test]
+fn twins_on_two_nodes_never_see_each_others_packets() {
+    let _lab = Lab::new();
+    let realms = [Realm::new("blue", 56, 1450), Realm::new("red", 57, 1450)];
+    let mut pair = Pair::new("packet", 1500, false, 1, &realms);
+    let mut taps = Vec::new();
+    let mut ends: Vec<(usize, u16, Box<dyn End>)> = Vec::new();
+    for (side, realm) in realms.iter().enumerate() {
+        for (at, tap, memif) in [(0, 10, 20), (1, 11, 21)] {
+            let pod = TapPod::new(&mut pair.nodes[at], realm, tap);
+            ends.push((side, tap, Box::new(pod.raw())));
+            taps.push(pod);
+            ends.push((side, memif, Box::new(MemifPod::new(&mut pair.nodes[at], realm, memif))));
+            pair.lead(1 - at, realm.name, tap);
+            pair.lead(1 - at, realm.name, memif);
+        }
+    }
+    fn end(ends: &mut [(usize, u16, Box<dyn End>)], side: usize, n: u16) -> &mut dyn End {
+        &mut *ends.iter_mut().find(|(s, m, _)| (*s, *m) == (side, n)).expect("a pod").2
+    }
+    for (from, to) in [10, 20].into_iter().flat_map(|from| [11, 21].map(|to| (from, to))) {
+        for (from, to) in [(from, to), (to, from)] {
+            let mark = |side: usize| format!("{} {from}>{to}", realms[side].name);
+            for (side, realm) in realms.iter().enumerate() {
+                for (src, dst) in
+                    [(Realm::ip4(from), Realm::ip4(to)), (Realm::ip6(from), Realm::ip6(to))]
+                {
+                    let packet = frame::udp((src, 1), (dst, 2), mark(side).as_bytes());
+                    let kind = frame::ether_type(src);
+                    let own = crate::lab::pod::mac(from);
+                    let frame = frame::ethernet(realm.gateway_mac(), own, kind, &packet);
+                    for _ in 0..5 {
+                        end(&mut ends, side, from).inject(&frame);
+                    }
+                }
+            }
+            for side in [0, 1] {
+                let seen = end(&mut ends, side, to).wait_marked(mark(side).as_bytes(), 10);
+                assert_eq!(seen.len(), 10);
+            }
+            for (side, n, end) in &mut ends {
+                let foreign = mark(1 - *side);
+                let leaked = end.take().iter().any(|f| frame::contains(f, foreign.as_bytes()));
+                assert!(!leaked, "`{foreign}` at {n} of {}", realms[*side].name);
+            }
+        }
+    }
+}
+
+/// A TCP stream from a tap on one node to a stack behind a memif on the other.
+#[test]
+fn tap_and_memif_talk_tcp_across_nodes() {
+    let _lab = Lab::new();
+    let realm = blue(1450);
+    let mut pair = Pair::new("packet", 1500, false, 1, std::slice::from_ref(&realm));
+    let a = TapPod::new(&mut pair.nodes[0], &realm, 10);
+    let b = Pump::start(MemifPod::new(&mut pair.nodes[1], &realm, 20), 1450);
+    pair.lead(0, realm.name, 20);
+    pair.lead(1, realm.name, 10);
+    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
+    server.wait_for("Server listening", 5.0);
+    for (to, back) in [(b.ip4(), ""), (b.ip6(), " -R")] {
+        assert!(a.pings(to, 1000));
+        let words = format!("-c {to} -t 1 -J{back}");
+        let bps = iperf_bps(&a.netns.spawn("iperf3", &words).finish(10.0));
+        assert!(bps > 5e7, "{bps} b/s to {to}{back}");
+    }
+}

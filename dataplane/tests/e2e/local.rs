@@ -1,7 +1,7 @@
 //! Taps on one node: everything a pod's stack does, between two pods of one Network.
 
 use crate::lab::node::drops;
-use crate::lab::{Lab, Node, Realm, TapPod};
+use crate::lab::{Lab, Node, Realm, TapPod, iperf, iperf_bps};
 
 const BLUE: u32 = 56;
 
@@ -51,7 +51,7 @@ fn a_short_ttl_ends_at_the_gateway() {
     let mut node = Node::local(1);
     let (_, a, b) = two_pods(&mut node, 1500);
     // The positive control: two hops are enough.
-    assert!(a.ping(b.ip4(), "-c 1 -W 2 -t 2").0 && a.ping(b.ip6(), "-c 1 -W 2 -t 2").0);
+    assert!(a.ping(b.ip4(), "-c 2 -i 0.2 -t 2").0 && a.ping(b.ip6(), "-c 2 -i 0.2 -t 2").0);
     for (to, from) in [(b.ip4(), Realm::ip4(1)), (b.ip6(), Realm::ip6(1))] {
         let (ok, text) = a.ping(to, "-c 1 -W 2 -t 1");
         assert!(!ok && text.contains(&format!("From {from} ")), "{text}");
@@ -78,17 +78,14 @@ fn tcp_on_one_node_crosses_in_super_frames() {
     let _lab = Lab::new();
     let mut node = Node::local(1);
     let (_, a, b) = two_pods(&mut node, 1500);
-    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
-    server.wait_for("Server listening", 5.0);
     for to in [b.ip4(), b.ip6()] {
         let before = node.account(&b.id);
-        let text = a.netns.spawn("iperf3", &format!("-c {to} -t 2 -J")).finish(10.0);
+        let report = iperf(&b.netns, &a.netns, &format!("-c {to} -t 2"));
         let after = node.account(&b.id);
         let (frames, bytes) = (after.tx_pkts - before.tx_pkts, after.tx_bytes - before.tx_bytes);
         let mean = bytes / frames.max(1);
         assert!(mean >= 16 * 1024, "mean frame of {mean} bytes over {to}: {frames} frames");
-        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let bps = report["end"]["sum_received"]["bits_per_second"].as_f64().expect("a number");
+        let bps = iperf_bps(&report);
         println!("TCP tap→tap {to}: {:.1} Gb/s, mean frame {mean} bytes", bps / 1e9);
         assert!(bps > 1e9, "{bps} b/s");
     }
@@ -99,10 +96,7 @@ fn udp_on_one_node_arrives() {
     let _lab = Lab::new();
     let mut node = Node::local(1);
     let (_, a, b) = two_pods(&mut node, 1500);
-    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
-    server.wait_for("Server listening", 5.0);
-    let text = a.netns.spawn("iperf3", &format!("-c {} -u -b 100M -t 1 -J", b.ip4())).finish(10.0);
-    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let report = iperf(&b.netns, &a.netns, &format!("-c {} -u -b 100M -t 1", b.ip4()));
     let sum = &report["end"]["sum"];
     let (lost, sent) = (sum["lost_packets"].as_i64(), sum["packets"].as_i64());
     let (lost, sent) = (lost.expect("a number"), sent.expect("a number"));

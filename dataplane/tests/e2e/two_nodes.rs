@@ -1,7 +1,7 @@
 //! Two data planes on a cable: TCP, order, isolation across it.
 
 use crate::lab::memif::Shape;
-use crate::lab::{End, Lab, MemifPod, Pair, Pump, Realm, TapPod, frame, iperf_bps};
+use crate::lab::{End, Lab, MemifPod, Pair, Pump, Realm, TapPod, frame, iperf, iperf_bps};
 
 fn blue(mtu: u32) -> Realm {
     Realm::new("blue", 56, mtu)
@@ -29,11 +29,9 @@ fn tcp_across(driver: &'static str, underlay_mtu: u32, v6: bool, workers: u32) {
         // The gateway's hop: the TTL falls once, at the node where the packet enters.
         assert!(!a.ping(there, "-c 1 -W 1 -t 1").0 && a.ping(there, "-c 1 -W 1 -t 2").0);
     }
-    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
-    server.wait_for("Server listening", 5.0);
     for to in [b.ip4(), b.ip6()] {
         let before = pair.nodes[1].account(&b.id);
-        let bps = iperf_bps(&a.netns.spawn("iperf3", &format!("-c {to} -t 2 -J")).finish(10.0));
+        let bps = iperf_bps(&iperf(&b.netns, &a.netns, &format!("-c {to} -t 2")));
         let after = pair.nodes[1].account(&b.id);
         let frames = (after.tx_pkts - before.tx_pkts).max(1);
         let merged = after.coalesced - before.coalesced;
@@ -177,12 +175,9 @@ fn tap_and_memif_talk_tcp_across_nodes() {
     let b = Pump::start(MemifPod::new(&mut pair.nodes[1], &realm, 20), 1450);
     pair.lead(0, realm.name, 20);
     pair.lead(1, realm.name, 10);
-    let mut server = b.netns.spawn("iperf3", "-s --forceflush");
-    server.wait_for("Server listening", 5.0);
     for (to, back) in [(b.ip4(), ""), (b.ip6(), " -R")] {
         assert!(a.pings(to, 1000));
-        let words = format!("-c {to} -t 1 -J{back}");
-        let bps = iperf_bps(&a.netns.spawn("iperf3", &words).finish(10.0));
+        let bps = iperf_bps(&iperf(&b.netns, &a.netns, &format!("-c {to} -t 1{back}")));
         assert!(bps > 5e7, "{bps} b/s to {to}{back}");
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::lab::node::drops;
 use crate::lab::uplink::{DEVICE, FAR4, FAR6, NODE4, NODE6};
-use crate::lab::{Far, Lab, Netns, Node, Realm, TapPod, Uplink, iperf_bps, wait};
+use crate::lab::{Far, Lab, Netns, Node, Realm, TapPod, Uplink, iperf, iperf_bps, wait};
 
 const BLUE: u32 = 56;
 
@@ -33,12 +33,10 @@ fn both_ways(driver: &'static str, v6: bool) {
         assert!(pod.pings(there, 4000) && far.pings(here, 4000), "{there} {here}");
         edges(&node, &pod, there, mtu - headers);
     }
-    let mut server = far.netns.spawn("iperf3", "-s --forceflush");
-    server.wait_for("Server listening", 5.0);
     for (to, reverse) in [(far.ip4(), ""), (far.ip4(), " -R"), (far.ip6(), ""), (far.ip6(), " -R")]
     {
-        let words = format!("-c {to} -t 1 -J{reverse}");
-        let rate = iperf_bps(&pod.netns.spawn("iperf3", &words).finish(10.0)) / 1e9;
+        let words = format!("-c {to} -t 1{reverse}");
+        let rate = iperf_bps(&iperf(&far.netns, &pod.netns, &words)) / 1e9;
         println!("TCP {driver} over {}: {to}{reverse} {rate:.2} Gb/s", if v6 { 6 } else { 4 });
         assert!(rate > 0.05, "{rate} Gb/s to {to}{reverse}");
     }

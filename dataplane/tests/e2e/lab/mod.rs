@@ -61,8 +61,17 @@ pub fn wait<T>(what: &str, seconds: f64, mut look: impl FnMut() -> Option<T>) ->
     }
 }
 
-/// The bits per second of an iperf3 report in JSON, as the receiver counted them.
-pub fn iperf_bps(report: &str) -> f64 {
-    let report: serde_json::Value = serde_json::from_str(report).expect("JSON");
-    report["end"]["sum_received"]["bits_per_second"].as_f64().expect("a number")
+/// One run of iperf3 from `client` to a server in `server`: its report.
+pub fn iperf(server: &Netns, client: &Netns, words: &str) -> serde_json::Value {
+    // A server for each run: between two runs it is deaf for a moment.
+    let mut listening = server.spawn("iperf3", "-s -1 --forceflush");
+    listening.wait_for("Server listening", 5.0);
+    let text = client.spawn("iperf3", &format!("{words} -J")).finish(15.0);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// The bits per second of an iperf3 report, as the receiver counted them.
+pub fn iperf_bps(report: &serde_json::Value) -> f64 {
+    let bps = &report["end"]["sum_received"]["bits_per_second"];
+    bps.as_f64().unwrap_or_else(|| panic!("no rate in {report}"))
 }

@@ -93,6 +93,10 @@ impl TapPod {
         set_up(&netns, NAME, n, mtu);
         node.add_interface(interface, Kind::TapQueues, fds);
         node.wait_up(&id);
+        super::wait("the pod's IPv6 addresses in use", 5.0, || {
+            let words = format!("-6 addr show dev {NAME} tentative");
+            netns.tool("ip", &words).is_empty().then_some(())
+        });
         Self { netns, id, number: n, mac: mac(n), gateway_mac: realm.gateway_mac() }
     }
 

@@ -14,7 +14,7 @@ use multinet::types::block::Owner;
 use multinet::types::mac::Mac;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::InterfacePlan;
+use crate::pod::{InterfacePlan, PodRoute};
 
 /// What a CNI call is about: the sandbox and the interface that the runtime named.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -77,6 +77,15 @@ pub struct AttachedInterface {
     pub plan: InterfacePlan,
     /// What the data plane makes of it.
     pub port: state::Port,
+    /// The pool of each address.
+    #[serde(default)]
+    pub pools: Vec<String>,
+    /// Families (4, 6) in which it has the pod's default route through the pool's gateway.
+    #[serde(default)]
+    pub default_in: Vec<u8>,
+    /// Routes that annotations name; the others follow from the pools.
+    #[serde(default)]
+    pub named_routes: Vec<PodRoute>,
     /// The gateways of its addresses, for the result.
     pub gateways: Vec<std::net::IpAddr>,
     /// `tap`, or what stands beside a memif; empty until it is made.

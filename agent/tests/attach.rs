@@ -293,3 +293,98 @@ fn an_add_takes_little_time() {
     println!("ADD of a dual-stack tap: p50 {median} µs, max {worst} µs");
     assert!(median < 100_000, "{took_us:?}");
 }
+
+#[test]
+fn running_pods_follow_their_pools() {
+    let node = node();
+    let netns = Netns::new();
+    let pod = Pod::new("a", &netns, "blue", "eth0");
+    node.agent.add(&pod);
+    netns.ip(&["route", "add", "198.51.100.0/24", "dev", "eth0"]);
+    let second = r#"
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: blue-more, labels: {bowline.dev/network: blue}}
+spec: {subnet: 10.8.0.0/24, ips: [10.8.0.2-10.8.0.250], gateway: 10.8.0.1}
+"#;
+    write(&node.agent.catalog, "more.yaml", second);
+    eventually("the new prefix is reached", || {
+        netns.ip(&["route"]).contains("10.8.0.0/24 via 10.7.0.1 dev eth0 proto 176").then_some(())
+    });
+    eventually("the data plane knows it as well", || {
+        let told = node.dataplane.told.lock().unwrap();
+        (told.networks["blue"].prefixes.len() == 3).then_some(())
+    });
+    let result = node.agent.add(&pod);
+    assert!(result.routes.iter().any(|r| r.dst == "10.8.0.0/24"), "the result tells the truth");
+    assert_eq!(node.agent.check(&pod, &result), Outcome::Done);
+    std::fs::remove_file(node.agent.catalog.join("more.yaml")).unwrap();
+    eventually("the prefix is gone", || {
+        (!netns.ip(&["route"]).contains("10.8.0.0/24")).then_some(())
+    });
+    let routes = netns.ip(&["route"]);
+    assert!(routes.contains("198.51.100.0/24") && routes.contains("default via"), "{routes}");
+}
+
+#[test]
+fn a_memif_is_described_to_who_asks() {
+    let node = node();
+    let netns = Netns::new();
+    let mut pod = Pod::new("a", &netns, "blue", "memif1");
+    let file = node.agent.dir.join("info/device.json");
+    pod.device_info = Some(file.clone());
+    node.agent.add(&pod);
+    let info: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(info["type"], "memif");
+    assert_eq!(info["memif"]["path"], "@memif1");
+    // A client finds the socket: the data plane would accept it.
+    let found = common::run("ip", &["netns", "exec", &netns.name, "cat", "/proc/net/unix"]);
+    assert!(found.lines().any(|l| l.ends_with(" @memif1")), "{found}");
+}
+
+#[test]
+fn pods_that_start_together_all_get_their_own() {
+    let node = node();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..24)
+            .map(|n| {
+                let agent = &node.agent;
+                scope.spawn(move || {
+                    let netns = Netns::new();
+                    let result = agent.add(&Pod::new(&format!("p{n}"), &netns, "blue", "eth0"));
+                    (netns, result)
+                })
+            })
+            .collect();
+        calls.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    let addresses: std::collections::BTreeSet<_> =
+        results.iter().map(|(_, r)| r.ips[0].address.clone()).collect();
+    assert_eq!(addresses.len(), 24);
+    assert_eq!(node.agent.held().len(), 48);
+    assert_eq!(node.dataplane.interface_ids().len(), 24);
+}
+
+#[test]
+fn metrics_count_calls() {
+    use std::io::{Read, Write};
+    let mut node = node();
+    // A port that was free a moment ago.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    node.agent.kill();
+    node.agent.start(&["--metrics", &address.to_string()]);
+    let netns = Netns::new();
+    node.agent.add(&Pod::new("a", &netns, "blue", "eth0"));
+    let text = eventually("the endpoint answers", || {
+        let mut stream = std::net::TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.contains("bowline_agent_dataplane_up 1").then_some(text)
+    });
+    let line = r#"bowline_agent_cni_calls_total{command="ADD",outcome="ok"} 1"#;
+    assert!(text.contains(line), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}

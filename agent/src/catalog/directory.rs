@@ -69,6 +69,8 @@ struct Inner {
     root: PathBuf,
     /// Files as last read, by path.
     cache: Mutex<HashMap<PathBuf, (Stamp, Arc<FileContent>)>>,
+    /// Who of this process changes the objects of a domain at the moment.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Numbers temporary files …
     temporary: AtomicU64,
     /// … of this writer: agents of several machines may share the directory.
@@ -82,6 +84,7 @@ impl Directory {
         let inner = Inner {
             root: root.to_owned(),
             cache: Mutex::default(),
+            turns: Mutex::default(),
             temporary: AtomicU64::new(0),
             writer: new_uid()?,
         };
@@ -93,6 +96,16 @@ impl Directory {
     /// The catalog's directory.
     pub fn root(&self) -> &Path {
         &self.inner.root
+    }
+
+    /// Waits for one's turn to change the addresses of a Network. Writes are compared and swapped
+    /// whatever happens; taking turns only saves the writers of one process from racing each other.
+    pub async fn turn(&self, network: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(network.to_owned()).or_default().clone()
+        };
+        turn.lock_owned().await
     }
 
     /// All files of the catalog: `*.yaml`, `*.yml` and `*.json` in the directory and one level below.
@@ -124,7 +137,10 @@ impl Directory {
 
     /// A file's content, from memory where the file has not changed; `None` if it is gone.
     pub(crate) fn read(&self, path: &Path) -> io::Result<Option<Arc<FileContent>>> {
-        let Some(stamp) = Self::stamp(path)? else { return Ok(None) };
+        let Some(stamp) = Self::stamp(path)? else {
+            self.cache().remove(path);
+            return Ok(None);
+        };
         if let Some((known, content)) = self.cache().get(path)
             && *known == stamp
         {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use cni::error::{CniError, code};
 use cni::result::CniResult;
 use cni::rpc::Request;
-use ipnet::IpNet;
 use multinet::pod::Wish;
 use multinet::range::Family;
 use multinet::realm::network_mtu;
@@ -22,8 +21,9 @@ use multinet::types::node::NodeState;
 
 use super::addresses::{self, Claimer, Given};
 use super::ask::{self, Asked, Asker, refused};
+use super::device_info;
 use super::result::result_of;
-use super::routes::{DefaultRoute, default_prefix, routes_of};
+use super::routes::{default_prefix, routes_now};
 use super::server::{CniServer, io_failure, pod_failure};
 use crate::catalog::Snapshot;
 use crate::core;
@@ -185,29 +185,26 @@ impl Add<'_> {
         let mut interfaces = Vec::new();
         // The first interface of a family without default route gets it, unless it is asked for
         // elsewhere.
-        let mut has_default = defaults.to_vec();
-        let claimed_by_name = asked.iter().any(|a| is_named_default(&a.wish));
+        let named_elsewhere = asked.iter().any(|a| is_named_default(&a.wish));
         for (asked, (network, port)) in asked.iter().zip(granted) {
-            let wish = &asked.wish;
-            let own: Vec<&Given> = given.iter().filter(|g| g.interface == wish.name).collect();
-            let mut routes = Vec::new();
-            let addresses: Vec<IpNet> = own.iter().map(|g| g.address).collect();
+            let own: Vec<&Given> =
+                given.iter().filter(|g| g.interface == asked.wish.name).collect();
+            let mut interface = self.interface(asked, network, port, &own)?;
             for given in &own {
-                let family = Family::of(given.address.addr()).number();
-                let free = !has_default.iter().any(|f| i64::from(*f) == family);
-                let first = asked.own && free && !claimed_by_name && !given.clean_gateway;
-                let pools = self.checked.pools_of(&network.metadata.name);
-                let default = if first { DefaultRoute::Yes } else { DefaultRoute::No };
-                let mut found = routes_of(&addresses, &given.pool, pools, default);
-                found.extend(named_default(wish, given)?);
-                if found.iter().any(|r| r.dst.prefix_len() == 0) {
-                    has_default.push(if family == 4 { 4 } else { 6 });
+                let family = if given.address.addr().is_ipv4() { 4 } else { 6 };
+                let free = !defaults.contains(&family);
+                if asked.own && free && !named_elsewhere && !given.clean_gateway {
+                    interface.default_in.push(family);
                 }
-                routes.extend(found);
+                interface.named_routes.extend(named_default(&asked.wish, given)?);
             }
-            interfaces.push(self.interface(asked, network, port, &own, routes)?);
+            interfaces.push(interface);
         }
         self.add_annotated_routes(&mut interfaces)?;
+        for interface in &mut interfaces {
+            // Every pool was there a moment ago, or there would be no address.
+            interface.plan.routes = routes_now(interface, &self.checked).unwrap_or_default();
+        }
         Ok(Attachment {
             key: self.key.clone(),
             conf_name: self.request.config.name.clone(),
@@ -229,7 +226,6 @@ impl Add<'_> {
         network: &Network,
         port: &Port,
         own: &[&Given],
-        routes: Vec<PodRoute>,
     ) -> Result<AttachedInterface, CniError> {
         let nodes: Vec<_> = self.snapshot.list::<NodeState>().collect();
         let mtu = network_mtu(network, nodes.iter().map(AsRef::as_ref));
@@ -251,9 +247,12 @@ impl Add<'_> {
                 mac: mac.0,
                 mtu,
                 addresses: own.iter().map(|g| g.address).collect(),
-                routes,
+                routes: Vec::new(),
             },
             port: port.clone(),
+            pools: own.iter().map(|g| g.pool.name.clone()).collect(),
+            default_in: Vec::new(),
+            named_routes: Vec::new(),
             gateways: own.iter().filter_map(|g| g.pool.gateway).collect(),
             kernel_device: String::new(),
         })
@@ -268,8 +267,8 @@ impl Add<'_> {
                 |i: &&mut AttachedInterface| i.plan.addresses.iter().any(|a| a.contains(&gw));
             // Where none holds it, the route is for another plugin's interface.
             if let Some(interface) = interfaces.iter_mut().find(holds) {
-                interface.plan.routes.retain(|route| route.dst != dst);
-                interface.plan.routes.push(PodRoute { dst, gw: Some(gw) });
+                interface.named_routes.retain(|route| route.dst != dst);
+                interface.named_routes.push(PodRoute { dst, gw: Some(gw) });
             }
         }
         Ok(())
@@ -320,6 +319,7 @@ impl Add<'_> {
             applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
         }
         fault::reached("applied");
+        self.write_device_info(attachment)?;
         let result = result_of(attachment);
         let current = server.core.attachment(&attachment.key);
         attachment.boot_id = current.map(|a| a.boot_id).unwrap_or_default();
@@ -329,6 +329,15 @@ impl Add<'_> {
         server.confirm_later(attachment);
         fault::reached("confirmed");
         Ok(result)
+    }
+
+    fn write_device_info(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let runtime = self.request.config.runtime_config.as_ref();
+        let file = runtime.and_then(|r| r.device_info_file.as_deref()).filter(|f| !f.is_empty());
+        let named = attachment.interfaces.iter().find(|i| i.plan.name == attachment.key.ifname);
+        let (Some(file), Some(interface)) = (file, named) else { return Ok(()) };
+        device_info::write(Path::new(file), interface)
+            .map_err(|e| io_failure(&format!("write the device information {file}"), &e))
     }
 
     async fn make(

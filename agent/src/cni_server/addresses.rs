@@ -74,7 +74,10 @@ impl Claimer<'_> {
                 return Err(refused(Problem::error(format!("{}.ips", wish.at), ip, message)));
             }
         }
-        let claims = ipam::claim(self.store, network, &requests, now_ms()).await;
+        let claims = {
+            let _turn = self.store.turn(network).await;
+            ipam::claim(self.store, network, &requests, now_ms()).await
+        };
         let claims = claims.map_err(|error| match error {
             ClaimError::Rejected(_) => CniError::new(code::NO_ADDRESS, error.to_string()),
             _ => CniError::new(code::TRY_AGAIN_LATER, error.to_string()),
@@ -147,6 +150,7 @@ pub(super) async fn give_back(
         by_network.entry(network).or_default().push(*address);
     }
     for (network, addresses) in by_network {
+        let _turn = store.turn(network).await;
         ipam::modify(store, network, |view| {
             let ours = view.entries(|e| {
                 e.state.is_held() && e.sandbox_id == container_id && addresses.contains(&e.address)
@@ -161,21 +165,32 @@ pub(super) async fn give_back(
     Ok(())
 }
 
-/// Marks the addresses of an attachment as in use.
+/// A claim that is in use and shall be marked so.
+#[derive(Debug, Clone)]
+pub(super) struct ToConfirm {
+    pub(super) network: String,
+    pub(super) owner: Owner,
+    pub(super) sandbox_id: String,
+}
+
+/// Marks claims in one Network as in use, all with one write for each block.
 pub(super) async fn confirm(
     store: &Directory,
-    owner: &Owner,
-    sandbox_id: &str,
-    networks: &[String],
+    network: &str,
+    claims: &[&ToConfirm],
 ) -> Result<(), StoreError> {
-    for network in networks {
-        let holder = Holder { owner: Some(owner), sandbox_id, interface: None };
-        ipam::modify(store, network, |view| {
+    let _turn = store.turn(network).await;
+    ipam::modify(store, network, |view| {
+        for claim in claims {
+            let holder = Holder {
+                owner: Some(&claim.owner),
+                sandbox_id: &claim.sandbox_id,
+                interface: None,
+            };
             ipam::plan_confirm(view, holder, now_ms());
-        })
-        .await?;
-    }
-    Ok(())
+        }
+    })
+    .await
 }
 
 /// Gives back what a sandbox holds, in whatever Network; of one interface, or of those `interfaces`.
@@ -196,6 +211,7 @@ pub(super) async fn release(
     networks.sort_unstable();
     networks.dedup();
     for network in networks {
+        let _turn = store.turn(&network).await;
         ipam::modify(store, &network, |view| {
             for interface in interfaces {
                 let holder = Holder { owner: None, sandbox_id, interface: Some(interface) };
@@ -241,6 +257,7 @@ pub(super) async fn free_remnants(
     for block in blocks.iter().filter(|b| b.held().any(remnant)) {
         let entries: Vec<_> = block.held().filter(|e| remnant(e)).cloned().collect();
         freed += entries.len();
+        let _turn = store.turn(&block.spec.network).await;
         ipam::modify(store, &block.spec.network, |view| {
             for entry in &entries {
                 ipam::plan_free_record(view, entry, now_ms());

@@ -5,6 +5,8 @@
 //! | `ask` | which interfaces a call is about; pure |
 //! | [`routes`] | which routes an interface brings; pure |
 //! | `add`, `remove`, `check` | the calls |
+//! | `refresh` | routes of running pods, when pools change |
+//! | `device_info` | what a memif is, for who made the call |
 //! | `result` | what is told the runtime; pure |
 //! | `server` | the socket, and who waits for whom |
 //! | `tombstone` | DELs that came while the agent was away |
@@ -18,6 +20,8 @@ mod add;
 mod addresses;
 mod ask;
 mod check;
+mod device_info;
+mod refresh;
 mod remove;
 mod result;
 pub mod routes;

@@ -132,6 +132,7 @@ pub(super) async fn keep_trying(server: Arc<CniServer>) {
             release_unknown(&server, &key).await;
         }
         free_remnants(&server, false).await;
+        server.confirm_again();
         server.metrics.pending_removals.set(pending);
         server.metrics.attachments.set(server.core.attachments().len().try_into().unwrap_or(0));
     }

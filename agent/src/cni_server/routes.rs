@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use multinet::range::Family;
-use multinet::rules::Pool;
+use multinet::rules::{Checked, Pool};
 
+use crate::journal::AttachedInterface;
 use crate::pod::PodRoute;
 
 /// Whether an interface gets the default route of a family.
@@ -45,6 +46,28 @@ pub fn routes_of<'a>(
         routes.push(PodRoute { dst: default_prefix(gw), gw: Some(gw) });
     }
     routes
+}
+
+/// All routes of an attached interface by the pools as they are now; `None` where one of its pools is
+/// gone, so that nothing can be said.
+pub fn routes_now(interface: &AttachedInterface, checked: &Checked) -> Option<Vec<PodRoute>> {
+    let own = &interface.plan.addresses;
+    let mut routes = Vec::new();
+    for (address, pool) in own.iter().zip(&interface.pools) {
+        let (_, pool) = checked.pools.get(pool)?;
+        let family = if address.addr().is_ipv4() { 4 } else { 6 };
+        let default = if interface.default_in.contains(&family) {
+            DefaultRoute::Yes
+        } else {
+            DefaultRoute::No
+        };
+        routes.extend(routes_of(own, pool, checked.pools_of(&interface.network), default));
+    }
+    for named in &interface.named_routes {
+        routes.retain(|route| route.dst != named.dst);
+        routes.push(*named);
+    }
+    Some(routes)
 }
 
 /// `0.0.0.0/0` or `::/0`, by the family of `address`.

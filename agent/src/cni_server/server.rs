@@ -1,6 +1,6 @@
 //! The socket, and who waits for whom.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use cni::result::CniResult;
 use cni::rpc::{CallMode, Command, MAX_BYTES, Outcome, Request, Response, VERSION};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
-use super::{add, addresses, check, remove, tombstone};
+use super::addresses::{self, ToConfirm};
+use super::{add, check, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
 use crate::dataplane::Dataplane;
@@ -24,6 +25,9 @@ use crate::pod::PodError;
 
 /// A plugin writes its request at once.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// Confirmations gather for so long: pods that start together share the writes.
+const CONFIRM_AFTER: Duration = Duration::from_millis(20);
 
 /// What the server is told by the command line.
 #[derive(Debug, Clone)]
@@ -50,6 +54,8 @@ pub struct CniServer {
     sandboxes: SandboxLocks,
     /// DELs of unknown attachments whose addresses could not be released.
     forgotten: Mutex<Vec<AttachmentKey>>,
+    unconfirmed: Mutex<Vec<ToConfirm>>,
+    confirm: Notify,
 }
 
 impl CniServer {
@@ -67,6 +73,8 @@ impl CniServer {
             settings,
             sandboxes: Mutex::default(),
             forgotten: Mutex::default(),
+            unconfirmed: Mutex::default(),
+            confirm: Notify::new(),
         })
     }
 
@@ -76,6 +84,8 @@ impl CniServer {
         tombstone::replay(&self).await;
         let listener = listen(&self.settings.socket)?;
         tokio::spawn(remove::keep_trying(self.clone()));
+        tokio::spawn(self.clone().keep_confirming());
+        tokio::spawn(refresh::keep(self.clone()));
         tracing::info!(socket = %self.settings.socket.display(), "serving the CNI plugin");
         loop {
             match listener.accept().await {
@@ -249,16 +259,47 @@ impl CniServer {
 
     /// Marks the addresses as in use, in the background: the journal stands for them until then.
     pub(super) fn confirm_later(&self, attachment: &Attachment) {
-        let store = self.core.catalog.directory().clone();
-        let (owner, key) = (attachment.owner.clone(), attachment.key.clone());
-        let mut networks: Vec<_> =
-            attachment.interfaces.iter().map(|i| i.network.clone()).collect();
+        let mut networks: Vec<_> = attachment.interfaces.iter().map(|i| &i.network).collect();
+        networks.sort_unstable();
         networks.dedup();
-        tokio::spawn(async move {
-            if let Err(e) = addresses::confirm(&store, &owner, &key.container_id, &networks).await {
-                tracing::warn!(attachment = %key, "addresses stay intents for now: {e}");
-            }
+        let claims = networks.into_iter().map(|network| ToConfirm {
+            network: network.clone(),
+            owner: attachment.owner.clone(),
+            sandbox_id: attachment.key.container_id.clone(),
         });
+        self.unconfirmed().extend(claims);
+        self.confirm.notify_one();
+    }
+
+    fn unconfirmed(&self) -> std::sync::MutexGuard<'_, Vec<ToConfirm>> {
+        self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Confirms what has gathered, in one write for each block; what fails is tried again.
+    async fn keep_confirming(self: Arc<Self>) {
+        loop {
+            self.confirm.notified().await;
+            tokio::time::sleep(CONFIRM_AFTER).await;
+            let mut by_network: BTreeMap<String, Vec<ToConfirm>> = BTreeMap::new();
+            for claim in std::mem::take(&mut *self.unconfirmed()) {
+                by_network.entry(claim.network.clone()).or_default().push(claim);
+            }
+            for (network, claims) in by_network {
+                let store = self.core.catalog.directory();
+                let these: Vec<_> = claims.iter().collect();
+                if let Err(e) = addresses::confirm(store, &network, &these).await {
+                    tracing::warn!(network, "addresses stay intents for now: {e}");
+                    self.unconfirmed().extend(claims);
+                }
+            }
+        }
+    }
+
+    /// Time to try again what could not be confirmed.
+    pub(super) fn confirm_again(&self) {
+        if !self.unconfirmed().is_empty() {
+            self.confirm.notify_one();
+        }
     }
 
     pub(super) fn forget_later(&self, key: &AttachmentKey) {

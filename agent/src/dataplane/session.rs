@@ -11,6 +11,7 @@ use multinet::realm::state::State;
 use multinet::realm::{self, Ops};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -22,8 +23,9 @@ use super::{DataplaneError, Held, LOOK_FOR_EVERY, Node, PutInForce};
 const NEEDS: [&str; 4] = ["vxlan", "memif", "tap", "anti-spoofing"];
 /// A call that takes longer means that a worker hangs.
 const CALL_WITHIN: Duration = Duration::from_secs(5);
-/// How often the uplinks' addresses and state are asked for.
-const GREET_AGAIN: Duration = Duration::from_secs(2);
+/// How often the uplinks' addresses and state are asked for: often while they are not complete.
+const GREET_AGAIN: Duration = Duration::from_secs(10);
+const GREET_SOON: Duration = Duration::from_secs(1);
 
 type Client = DataplaneClient<Channel>;
 
@@ -102,9 +104,8 @@ impl Keeper {
             interfaces = self.applied.interfaces.len(),
             "the data plane has its state"
         );
+        let mut greet = next_greeting(&hello);
         self.hello.send_replace(Some(hello));
-        let mut greet = tokio::time::interval(GREET_AGAIN);
-        greet.reset();
         loop {
             tokio::select! {
                 event = events.message() => match event {
@@ -118,8 +119,9 @@ impl Keeper {
                     let Some(command) = command else { return Ok(()) };
                     self.serve(&mut client, &boot_id, command).await?;
                 }
-                _ = greet.tick() => {
+                () = tokio::time::sleep_until(greet) => {
                     let hello = self.greet(&mut client).await?;
+                    greet = next_greeting(&hello);
                     self.hello.send_if_modified(|known| {
                         let changed = known.as_ref().map(|h| &h.uplinks) != Some(&hello.uplinks);
                         *known = Some(hello);
@@ -299,6 +301,12 @@ impl Keeper {
         self.revision += 1;
         self.revision
     }
+}
+
+/// An uplink without a tunnel end may get its address any moment.
+fn next_greeting(hello: &api::HelloReply) -> Instant {
+    let complete = hello.uplinks.iter().all(|u| u.link_up && !u.vteps.is_empty());
+    Instant::now() + if complete { GREET_AGAIN } else { GREET_SOON }
 }
 
 async fn connect(socket: &Path) -> Result<Client, DataplaneError> {

@@ -270,6 +270,7 @@ pub(crate) struct Pod {
     pub name: String,
     pub network: String,
     pub annotation: Option<String>,
+    pub device_info: Option<PathBuf>,
 }
 
 impl Pod {
@@ -281,6 +282,7 @@ impl Pod {
             name: name.into(),
             network: network.into(),
             annotation: None,
+            device_info: None,
         }
     }
 
@@ -296,6 +298,11 @@ impl Pod {
             let annotations = serde_json::json!({ "bowline.dev/interfaces": annotation });
             let other = [("io.kubernetes.cri.pod-annotations".to_owned(), annotations)].into();
             config.runtime_config = Some(RuntimeConfig { other, ..RuntimeConfig::default() });
+        }
+        if let Some(file) = &self.device_info {
+            let mut runtime = config.runtime_config.take().unwrap_or_default();
+            runtime.device_info_file = Some(file.display().to_string());
+            config.runtime_config = Some(runtime);
         }
         Request {
             version: rpc::VERSION,

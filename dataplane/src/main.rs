@@ -22,6 +22,9 @@ struct Args {
     /// DPDK device[,argument…][,physical-network=NAME]. Repeatable; none: one node only.
     #[arg(long = "uplink", value_name = "NAME=DRIVER")]
     uplinks: Vec<Request>,
+    /// Give the uplinks back that a killed data plane left taken over, and end.
+    #[arg(long, requires = "uplinks")]
+    give_back: bool,
     /// Do not use hugepages even if some are free.
     #[arg(long)]
     no_huge: bool,
@@ -72,6 +75,15 @@ fn main() -> anyhow::Result<()> {
         (None, Some(folder)) => folder.to_owned(),
         (None, None) => PathBuf::from("."),
     };
+    if args.give_back {
+        let given = uplink::give_back_all(&args.uplinks, &state_dir)?;
+        if given.is_empty() {
+            tracing::info!("nothing to give back: no journal in {}", state_dir.display());
+        } else {
+            tracing::info!("given back: {}", given.join(", "));
+        }
+        return Ok(());
+    }
     // Signals are held back from here on, so that what was taken is given back.
     let stop = stop_on_signal()?;
     control::start::nobody_serves(&args.socket)?;
@@ -84,11 +96,15 @@ fn main() -> anyhow::Result<()> {
             tracing::error!(%error, "giving an uplink back; the next start continues");
         }
     }
-    match unreachable.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(error) => Err(error.into()),
-        None => result,
+    if let Some(error) = unreachable.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        eprintln!("Error: {error}");
+        std::process::exit(EXIT_UNREACHABLE);
     }
+    result
 }
+
+/// Whoever restarts us should not do it again by itself: the node would be cut off again and again.
+const EXIT_UNREACHABLE: i32 = 3;
 
 /// Stops the process, as a signal would, if the node does not reach its gateways any more.
 fn prove(opened: &[uplink::Opened]) -> anyhow::Result<Arc<Mutex<Option<takeover::Error>>>> {

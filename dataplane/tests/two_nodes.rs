@@ -186,8 +186,29 @@ fn a_gateway_that_falls_silent_undoes_the_takeover() {
     let mut a = Node::start_in(Some(&wire.a), "--uplink up0=packet");
     assert!(is_taken(&wire.a));
     let status = wait_for("the data plane to give up", || a.child.try_wait().expect("a child"));
-    assert!(!status.success());
+    assert_eq!(status.code(), Some(3), "as the systemd unit expects");
     assert!(!is_taken(&wire.a), "the node has its interface back");
     wire.b.ip("link set up0 arp on");
     assert!(wire.a.pings("192.0.2.2", ""), "and its way to the gateway");
+}
+
+#[test]
+fn what_a_killed_data_plane_had_is_given_back_on_request() {
+    let wire = Wire::new(1500, true);
+    let mut a = Node::start_in(Some(&wire.a), "--uplink up0=packet");
+    let (socket, state) = (a.socket(), a.folder.path().join("state"));
+    let give_back = format!(
+        "--uplink up0=packet --socket {} --state-dir {} --give-back",
+        socket.display(),
+        state.display()
+    );
+    let refused = wire.a.exec(env!("CARGO_BIN_EXE_bowline-dataplane"), &give_back);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("another data plane has up0"), "{error}");
+    a.kill();
+    assert!(is_taken(&wire.a), "the tap and its addresses stay");
+    let given = wire.a.exec(env!("CARGO_BIN_EXE_bowline-dataplane"), &give_back);
+    assert!(given.status.success(), "{}", String::from_utf8_lossy(&given.stderr));
+    assert!(!is_taken(&wire.a));
+    assert!(wire.a.pings("192.0.2.2", ""));
 }

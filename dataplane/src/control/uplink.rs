@@ -84,6 +84,23 @@ impl Opened {
     }
 }
 
+/// Gives back what a killed data plane left taken, without starting one. The interfaces that were.
+///
+/// # Errors
+/// The first that can not be given back; the others are all the same.
+pub fn give_back_all(requests: &[Request], state_dir: &Path) -> Result<Vec<String>, Error> {
+    let mut given = Vec::new();
+    let mut first = None;
+    for request in requests {
+        match takeover::rollback(&request.name, state_dir) {
+            Ok(true) => given.push(request.name.clone()),
+            Ok(false) => {}
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    first.map_or(Ok(given), |error| Err(error.into()))
+}
+
 /// How long the node's gateways may take to answer through a data plane that has just started.
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
 

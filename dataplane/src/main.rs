@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use dataplane::control::uplink::{self, Request};
 use dataplane::control::{self, Config, UplinkPort};
+use dataplane::copy::{self, Choice, Thresholds};
 use dataplane::takeover;
 use dataplane::worker::Polling;
 use tokio::sync::watch;
@@ -37,6 +38,18 @@ struct Args {
     /// How idle workers wait: spin, or sleep up to a millisecond.
     #[arg(long, value_enum, default_value_t = Polling::Adaptive)]
     poll: Polling,
+    /// What copies packets: cpu, or dma:DEVICE[,argument…] for one worker (repeat it for more).
+    #[arg(long = "copy-engine", value_name = "ENGINE", default_value = "cpu")]
+    copy_engines: Vec<Choice>,
+    /// Shorter copies are never given to a DMA device.
+    #[arg(long, default_value_t = Thresholds::default().copy_bytes)]
+    dma_min_copy_bytes: u32,
+    /// Bursts with fewer long copies are not given to a DMA device.
+    #[arg(long, default_value_t = Thresholds::default().burst_copies)]
+    dma_min_burst_copies: usize,
+    /// Bursts with fewer bytes of long copies are not given to a DMA device.
+    #[arg(long, default_value_t = Thresholds::default().burst_bytes)]
+    dma_min_burst_bytes: u64,
     /// Where the API listens.
     #[arg(long, default_value = "/run/bowline/dataplane.sock")]
     socket: PathBuf,
@@ -90,7 +103,9 @@ fn main() -> anyhow::Result<()> {
     let (uplinks, opened) =
         uplink::open_all(&args.uplinks, cpus.len() as u16, &state_dir, args.no_huge)?;
     let unreachable = prove(&opened)?;
-    let result = run(args, cpus, uplinks, &state_dir, stop);
+    let result = copy::open_all(&args.copy_engines, cpus.len(), args.no_huge)
+        .map_err(anyhow::Error::from)
+        .and_then(|channels| run(args, cpus, channels, uplinks, &state_dir, stop));
     for uplink in opened {
         if let Err(error) = uplink.close() {
             tracing::error!(%error, "giving an uplink back; the next start continues");
@@ -122,6 +137,7 @@ fn prove(opened: &[uplink::Opened]) -> anyhow::Result<Arc<Mutex<Option<takeover:
 fn run(
     args: Args,
     cpus: Vec<usize>,
+    channels: Vec<Box<dyn copy::Channel>>,
     uplinks: Vec<UplinkPort>,
     state_dir: &std::path::Path,
     stop: watch::Receiver<bool>,
@@ -134,6 +150,12 @@ fn run(
         vxlan_port: args.vxlan_port,
         metrics: args.metrics,
         uplinks,
+        channels,
+        thresholds: Thresholds {
+            copy_bytes: args.dma_min_copy_bytes,
+            burst_copies: args.dma_min_burst_copies,
+            burst_bytes: args.dma_min_burst_bytes,
+        },
     };
     control::run(config, stop)?;
     Ok(())

@@ -166,6 +166,13 @@ int bl_eth_remove(uint16_t port)
 	return rte_dev_remove(info.device);
 }
 
+int bl_dma_shares_addresses(int16_t device)
+{
+	struct rte_dma_info info;
+
+	return rte_dma_info_get(device, &info) == 0 && (info.dev_capa & RTE_DMA_CAPA_SVA) != 0;
+}
+
 int bl_dma_setup(int16_t device, uint16_t descriptors)
 {
 	struct rte_dma_conf conf;
@@ -216,8 +223,14 @@ uint16_t bl_dma_completed(int16_t device, uint16_t count, uint16_t *last_index, 
 {
 	bool error = false;
 	uint16_t done = rte_dma_completed(device, 0, count, last_index, &error);
+	enum rte_dma_status_code status = RTE_DMA_STATUS_SUCCESSFUL;
 
-	*failed = error;
+	/* The failed copy stays in the ring until its status is asked for. */
+	*failed = 0;
+	if (error && rte_dma_completed_status(device, 0, 1, last_index, &status) == 1) {
+		*failed = status != RTE_DMA_STATUS_SUCCESSFUL;
+		done += !*failed;
+	}
 	return done;
 }
 

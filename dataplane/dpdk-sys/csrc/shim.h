@@ -133,6 +133,7 @@ int bl_eth_queue_setup(uint16_t port, const struct bl_eth_conf *conf, uint16_t r
 int bl_eth_link(uint16_t port, struct bl_eth_link *link);
 int bl_eth_remove(uint16_t port);
 
+int bl_dma_shares_addresses(int16_t device);
 int bl_dma_setup(int16_t device, uint16_t descriptors);
 /* Enqueues copies until the ring is full; returns how many went in. */
 uint16_t bl_dma_copy(int16_t device, const struct bl_dma_copy *copies, uint16_t count);

@@ -28,7 +28,7 @@ impl DmaCopy {
 pub struct Completed {
     /// How many, in the order in which they were enqueued.
     pub count: u16,
-    /// The device stopped at a failed copy: the next one after these `count`.
+    /// The one after these failed, and is off the ring too.
     pub failed: bool,
 }
 
@@ -46,7 +46,7 @@ impl DmaDev {
     ///
     /// # Errors
     /// [`Error::Probe`] when it is not there; [`Error::Device`] when it cannot copy memory, or
-    /// when DPDK runs on physical addresses, which user memory does not have.
+    /// cannot take the process's own addresses (shared virtual memory).
     pub fn probe(_eal: Eal, arguments: &str, descriptors: u16) -> Result<Self, Error> {
         let name = arguments.split(',').next().unwrap_or_default().to_owned();
         let text = CString::new(arguments).map_err(|_| Error::Nul(arguments.to_owned()))?;
@@ -54,16 +54,19 @@ impl DmaDev {
         let refused = |operation, reason| Error::Device { device: name.clone(), operation, reason };
         // SAFETY: the EAL is initialised; strings are NUL-terminated and only read.
         let (ret, id) = unsafe {
-            if sys::rte_eal_iova_mode() != sys::RTE_IOVA_VA {
-                let reason = "DPDK uses physical addresses; an IOMMU is needed".to_owned();
-                return Err(refused("using it for user memory", reason));
-            }
             let ret = sys::rte_dev_probe(text.as_ptr());
             (ret, sys::rte_dma_get_dev_id_by_name(c_name.as_ptr()))
         };
         let id = i16::try_from(id).unwrap_or(-1);
         if id < 0 {
             return Err(Error::Probe { device: arguments.to_owned(), reason: reason(ret) });
+        }
+        // SAFETY: the device exists.
+        if unsafe { sys::bl_dma_shares_addresses(id) } == 0 {
+            let reason = "it does not share this process's virtual addresses (no SVA), so every \
+                          peer's memory would have to be pinned for it; use a DSA work queue of \
+                          the kernel's idxd driver (type user, IOMMU with PASID), or the CPU";
+            return Err(refused("using it for packets", reason.to_owned()));
         }
         // SAFETY: the device exists and is not started.
         let ret = unsafe { sys::bl_dma_setup(id, descriptors) };
@@ -103,13 +106,21 @@ impl DmaDev {
         unsafe { sys::bl_dma_submit(self.id) };
     }
 
-    /// Up to `max` finished copies, never waiting.
+    /// Up to `max` finished copies, never waiting. Stops behind a failed one.
     pub fn completed(&mut self, max: u16) -> Completed {
         let (mut last_index, mut failed) = (0_u16, 0_u8);
         // SAFETY: the device is started; both results are written.
         let count =
             unsafe { sys::bl_dma_completed(self.id, max, &raw mut last_index, &raw mut failed) };
         Completed { count, failed: failed != 0 }
+    }
+
+    /// Stops the device with whatever it has in flight. True when it certainly touches no memory any
+    /// more: the software device's thread has ended. DSA drivers of DPDK 22.11 have no such call.
+    pub fn stop(&mut self) -> bool {
+        // SAFETY: the device exists.
+        let ret = unsafe { sys::rte_dma_stop(self.id) };
+        ret == 0 && self.name.starts_with("dma_skeleton")
     }
 }
 

@@ -144,7 +144,9 @@ impl Control {
                 return;
             };
             match report {
-                Report::Unwell(..) | Report::Path(..) => self.backlog.push_back(report),
+                Report::Unwell(..) | Report::Path(..) | Report::EngineDisabled(..) => {
+                    self.backlog.push_back(report);
+                }
                 Report::Retired(..) | Report::Removed { .. } => self.report(report).await,
             }
         }
@@ -182,6 +184,13 @@ impl Control {
             Heard::Detached(id) => self.detached(id).await,
             Heard::Unwell(id, health) => self.unwell(id, health).await,
             Heard::Path(event) => self.path_event(&event),
+            Heard::EngineDisabled(worker, disabled) => {
+                let (device, reason) = (disabled.device, disabled.reason);
+                let message = format!(
+                    "worker {worker} copies by CPU: DMA device {device} is given up: {reason}"
+                );
+                self.events.tell("copy-engine-disabled", "", message);
+            }
         }
     }
 

@@ -257,6 +257,7 @@ impl Workers {
             }
             Report::Unwell(iface, health) => Heard::Unwell(iface, health),
             Report::Path(event) => Heard::Path(event),
+            Report::EngineDisabled(worker, disabled) => Heard::EngineDisabled(worker, disabled),
         }
     }
 
@@ -300,6 +301,8 @@ pub enum Heard {
     Unwell(IfaceId, crate::port::Health),
     /// The path noticed something.
     Path(crate::path::PathEvent),
+    /// A worker's DMA channel was given up.
+    EngineDisabled(usize, crate::copy::Disabled),
 }
 
 fn duplicate(fd: &OwnedFd) -> nix::Result<OwnedFd> {

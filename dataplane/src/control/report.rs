@@ -229,7 +229,14 @@ impl Control {
             bytes: sum(|stats| stats.cpu_copied_bytes.load(Ordering::Relaxed)),
             errors: 0,
         };
-        api::CopyEngines { engines: vec![cpu] }
+        let channel = |((stats, _), name): ((&crate::worker::Stats, _), &String)| api::CopyEngine {
+            name: name.clone(),
+            copies: stats.dma_copies.load(Ordering::Relaxed),
+            bytes: stats.dma_copied_bytes.load(Ordering::Relaxed),
+            errors: stats.dma_errors.load(Ordering::Relaxed),
+        };
+        let channels = self.workers.stats().zip(&self.facts.channels).map(channel);
+        api::CopyEngines { engines: std::iter::once(cpu).chain(channels).collect() }
     }
 }
 

@@ -15,6 +15,7 @@ use super::apply::Books;
 use super::desired::Desired;
 use super::ports::Workers;
 use super::{Control, Fixed, descriptors, server, underlay};
+use crate::copy::{Channel, Thresholds};
 use crate::port::{Rx, Tx};
 use crate::table::counters::per_worker;
 use crate::table::{Iface, IfaceId, IfaceKind, Tables, TxOwner, VrfId};
@@ -40,6 +41,10 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// NICs and the node's stack behind them.
     pub uplinks: Vec<UplinkPort>,
+    /// DMA channels for the first workers, one each; the others copy by CPU.
+    pub channels: Vec<Box<dyn Channel>>,
+    /// Which bursts go to a channel.
+    pub thresholds: Thresholds,
 }
 
 /// An uplink with its queues, and the host tap behind it.
@@ -80,6 +85,8 @@ pub(super) struct Facts {
     pub(super) polling: &'static str,
     pub(super) cpus: Vec<usize>,
     pub(super) uplinks: Vec<UplinkInfo>,
+    /// Names of the workers' DMA channels.
+    pub(super) channels: Vec<String>,
 }
 
 /// Why the process could not start.
@@ -216,11 +223,15 @@ fn build(
         infos.push(uplink.info);
         queues.push((ids, uplink.rx, uplink.tx, uplink.host_tap));
     }
-    let made = setup(count, config.polling, tables).map_err(system("worker wake-ups"))?;
+    let mut made = setup(count, config.polling, tables).map_err(system("worker wake-ups"))?;
     let mut workers = Workers::new(made.handles, made.publisher);
     for ((uplink, host), rx, tx, host_tap) in queues {
         workers.attach_shared(uplink, rx, tx)?;
         workers.attach_tap(host, &host_tap)?;
+    }
+    let channels = config.channels.iter().map(|channel| channel.name().to_owned()).collect();
+    for (worker, channel) in made.workers.iter_mut().zip(config.channels) {
+        worker.use_channel(channel, config.thresholds);
     }
     let threads = spawn_workers(made.workers, &config.cpus)?;
     let (tunnel_ends, wanted) = watch::channel(underlay::Wanted::default());
@@ -234,6 +245,7 @@ fn build(
         },
         cpus: config.cpus,
         uplinks: infos,
+        channels,
     };
     let control = Control {
         facts,

@@ -161,6 +161,9 @@ impl Burst {
     #[inline]
     pub fn settle(&mut self, index: usize) {
         let meta = &mut self.meta[index];
+        if meta.seg_count == 0 {
+            return;
+        }
         let mut left = meta.body_bytes as usize;
         let first = usize::from(meta.seg_first);
         for at in 0..usize::from(meta.seg_count) {

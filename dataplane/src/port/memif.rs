@@ -110,6 +110,13 @@ impl MemifRx {
         }
     }
 
+    /// Gives every claim back.
+    #[inline]
+    pub fn release_all(&mut self) {
+        self.oldest = self.next;
+        self.to_release = self.queue.held();
+    }
+
     /// Lets the peer use released slots again.
     #[inline]
     pub fn flush(&mut self) {

@@ -130,6 +130,15 @@ impl Rx {
         }
     }
 
+    /// Gives all claims of the burst back; no other claim on this queue is held.
+    #[inline]
+    pub fn release_all(&mut self, burst: &Burst, pool: &mut BufferPool) {
+        match self {
+            Rx::Memif(rx) => rx.release_all(),
+            other => (0..burst.len()).for_each(|at| other.release(burst.meta(at).claim, pool)),
+        }
+    }
+
     /// Makes released slots visible to the source.
     #[inline]
     pub fn flush(&mut self) {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::handover::{self, Peer};
 use super::idle::{Idle, Polling};
 use super::{RxEntry, State, Stats, TxEntry, Worker, emit};
-use crate::copy::CopyList;
+use crate::copy::{CopyList, Disabled};
 use crate::observe::{Observe, Observer};
 use crate::path::{IcmpLimiter, PathEvent};
 use crate::port::{BufferPool, Burst, Health, Rx, Tx};
@@ -84,6 +84,8 @@ pub enum Report {
     Unwell(IfaceId, Health),
     /// Something that the path noticed and a person should know.
     Path(PathEvent),
+    /// This worker's DMA channel was given up: the CPU copies.
+    EngineDisabled(usize, Disabled),
 }
 
 /// The control thread's end of one worker.
@@ -142,6 +144,11 @@ impl crate::path::Events for EventSink {
 }
 
 impl WorkerEnd {
+    #[cold]
+    pub(super) fn engine_disabled(&self, worker: usize, disabled: Disabled) {
+        let _ = self.reports.send(Report::EngineDisabled(worker, disabled));
+    }
+
     #[cold]
     pub(super) fn unwell(&self, iface: IfaceId, health: Health) {
         let _ = self.reports.send(Report::Unwell(iface, health));

@@ -6,27 +6,24 @@ use crate::copy::{CopyList, Seg, complete_checksum};
 use crate::path::split::Split;
 use crate::path::{Checksum, Gso, Meta, Slot, TxDropReason, Verdict};
 use crate::port::{BURST_PKTS, Health, Outgoing};
+
 use crate::table::{Counters, Iface, IfaceId, Tables, TxOwner};
 use wire::{Header, Tcp};
 
 /// The data offset has four bits, counting words (RFC 9293 §3.1).
 const TCP_HEADER_MAX_BYTES: usize = 60;
 
+const _: () = assert!(BURST_PKTS <= 64, "one bit for each packet");
+
 /// Space that is used within one burst.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Scratch {
-    /// Packet `i` of the burst was handed over: its claim is not ours to release.
-    pub(super) lent: [bool; BURST_PKTS],
+    /// Bit `i`: packet `i` of the burst was handed over, so its claim is not ours to release.
+    pub(super) lent: u64,
     /// Head of one piece of a frame that is split.
     pub(super) piece: Slot,
     /// Segments that wait to be merged.
     pub(super) coalescer: Coalescer,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self { lent: [false; BURST_PKTS], piece: Slot::default(), coalescer: Coalescer::default() }
-    }
 }
 
 /// What sending needs of a worker, borrowed apart from its burst.
@@ -51,7 +48,6 @@ impl State {
         verdict: Verdict,
         rx: usize,
     ) -> Option<(IfaceId, u16)> {
-        self.scratch.lent[at] = false;
         let generated = match verdict {
             Verdict::Forward | Verdict::Bump => false,
             Verdict::Answer | Verdict::DropAnswer(_) => true,

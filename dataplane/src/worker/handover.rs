@@ -131,7 +131,7 @@ impl State {
         }
         peer.lent += 1;
         peer.pushed = true;
-        self.scratch.lent[at] = true;
+        self.scratch.lent |= 1 << at;
         if let Some(entry) = self.rxs.get_mut(rx).and_then(Option::as_mut) {
             entry.lent += 1;
         }

@@ -107,10 +107,10 @@ impl Idle {
         self.wait(EpollTimeout::ZERO, rxs);
     }
 
-    /// Takes note of what the turn found.
+    /// Takes note of what the turn found that began at `now`.
     #[inline]
-    pub(super) fn note(&mut self, work: usize, rxs: &mut [Option<RxEntry>]) {
-        self.now = Instant::now();
+    pub(super) fn note(&mut self, work: usize, now: Instant, rxs: &mut [Option<RxEntry>]) {
+        self.now = now;
         if work == 0 {
             self.busy_turns = 0;
             return;

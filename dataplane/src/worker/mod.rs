@@ -11,21 +11,21 @@
 
 mod command;
 mod emit;
+mod forward;
 mod handover;
 mod idle;
 mod merge;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 pub use command::{Command, CommandsFull, Handle, Report, Retired, Setup, setup};
 pub use idle::Polling;
 
-use crate::copy::CopyList;
-use crate::path::{self, DropReason, IcmpLimiter, Verdict};
+use crate::copy::{Channel, CopyList, DmaCounts, Thresholds};
+use crate::path::IcmpLimiter;
 use crate::port::{BURST_PKTS, BufferPool, Burst, Health, Rx, Tx};
-use crate::table::{Iface, IfaceId, IfaceKind, Reader, Tables, VrfId};
+use crate::table::{IfaceId, Reader, Tables};
 
 use handover::Peer;
 use idle::Idle;
@@ -46,6 +46,12 @@ pub struct Stats {
     pub cpu_copied_bytes: AtomicU64,
     /// Copies made by the CPU.
     pub cpu_copies: AtomicU64,
+    /// Bytes copied by the worker's DMA channel.
+    pub dma_copied_bytes: AtomicU64,
+    /// Copies made by the worker's DMA channel.
+    pub dma_copies: AtomicU64,
+    /// Copies that the CPU made because the DMA channel did not.
+    pub dma_errors: AtomicU64,
     /// Whether it is parked, so that whoever hands it something must wake it.
     pub parked: AtomicBool,
 }
@@ -128,13 +134,30 @@ impl Worker {
         }
         self.reader.park();
     }
+
+    /// Lets a DMA channel copy the bursts beyond the thresholds.
+    pub fn use_channel(&mut self, channel: Box<dyn Channel>, thresholds: Thresholds) {
+        self.state.list.attach(channel, thresholds);
+    }
+
+    /// Copies and bytes by the CPU, and what the DMA channel did.
+    pub fn copy_counts(&self) -> ((u64, u64), DmaCounts) {
+        (self.state.list.cpu_counts(), self.state.list.dma_counts())
+    }
+
+    /// One turn of the loop, without sleeping: for benchmarks, and for tests that want no thread.
+    /// Returns how many packets it moved.
+    pub fn turn(&mut self) -> usize {
+        self.state.turn(self.reader.take())
+    }
 }
 
 impl State {
     /// One turn of the loop; returns how many packets it moved.
     fn turn(&mut self, tables: &Tables) -> usize {
         self.commands();
-        self.now_ns = self.started.elapsed().as_nanos() as u64;
+        let now = Instant::now();
+        self.now_ns = now.duration_since(self.started).as_nanos() as u64;
         self.idle.look(&mut self.rxs);
         let mut work = 0;
         for index in 0..self.rxs.len() {
@@ -144,7 +167,7 @@ impl State {
         if work == 0 && !self.dirty.is_empty() {
             self.finish_burst(tables);
         }
-        self.idle.note(work, &mut self.rxs);
+        self.idle.note(work, now, &mut self.rxs);
         if self.now_ns.wrapping_sub(self.housekept_ns) > HOUSEKEEPING_NS {
             self.housekeep(tables);
         }
@@ -170,8 +193,16 @@ impl State {
             self.heed(index, health);
         }
         let stats = &self.handle.stats;
-        stats.cpu_copied_bytes.store(self.list.cpu_bytes, Ordering::Relaxed);
-        stats.cpu_copies.store(self.list.cpu_copies, Ordering::Relaxed);
+        let (copies, bytes) = self.list.cpu_counts();
+        stats.cpu_copied_bytes.store(bytes, Ordering::Relaxed);
+        stats.cpu_copies.store(copies, Ordering::Relaxed);
+        let dma = self.list.dma_counts();
+        stats.dma_copied_bytes.store(dma.bytes, Ordering::Relaxed);
+        stats.dma_copies.store(dma.copies, Ordering::Relaxed);
+        stats.dma_errors.store(dma.errors, Ordering::Relaxed);
+        if let Some(disabled) = self.list.take_disabled() {
+            self.handle.engine_disabled(self.id, disabled);
+        }
     }
 
     /// Polls one queue and sees its burst through.
@@ -213,117 +244,6 @@ impl State {
         count
     }
 
-    /// Decides and sends every packet of the burst, which came from queue `index`.
-    fn forward(&mut self, tables: &Tables, iface: &Arc<Iface>, index: usize) {
-        let mut account = Account::default();
-        let mut sinks = Sinks::default();
-        for at in 0..self.burst.len() {
-            account.rx_bytes += self.burst.packet(at).frame_bytes() as u64;
-            let verdict = self.decide(tables, iface, at);
-            let (sent, vrf) = (self.follow(tables, at, verdict, index), self.burst.meta(at).vrf);
-            let fate = Fate::of(verdict, iface.kind, sent.is_some());
-            account.count(fate);
-            if iface.kind == IfaceKind::Uplink && vrf != VrfId::UNDERLAY {
-                self.count_decapsulated(tables, at, vrf, fate);
-            }
-            sinks.note(sent);
-        }
-        account.rx_pkts = self.burst.len() as u64;
-        account.flush(&iface.counters[self.id]);
-        self.finish_burst(tables);
-        let Some(entry) = self.rxs[index].as_mut() else { return };
-        for at in 0..self.burst.len() {
-            if !self.scratch.lent[at] {
-                entry.rx.release(self.burst.meta(at).claim, &mut self.pool);
-            }
-        }
-        entry.rx.flush();
-        entry.only_sink = sinks.only();
-    }
-
-    /// The path's verdict for packet `at`.
-    #[inline]
-    fn decide(&mut self, tables: &Tables, iface: &Iface, at: usize) -> Verdict {
-        if self.observer.active() {
-            return self.decide_observed(tables, iface, at);
-        }
-        let mut cx = path::Context {
-            tables,
-            now_ns: self.now_ns,
-            limiter: &mut self.limiter,
-            events: &mut self.handle.events,
-        };
-        let verdict = path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut path::NoProbe);
-        if !matches!(verdict, Verdict::Refill | Verdict::Sum) {
-            return verdict;
-        }
-        self.decide_with_more(tables, iface, at, verdict)
-    }
-
-    /// The path asked for more of the packet: a longer head, or the sum of its body. It asks for
-    /// each once.
-    #[cold]
-    fn decide_with_more(
-        &mut self,
-        tables: &Tables,
-        iface: &Iface,
-        at: usize,
-        mut verdict: Verdict,
-    ) -> Verdict {
-        for _ in 0..3 {
-            match verdict {
-                Verdict::Refill => self.burst.refill(at),
-                Verdict::Sum => self.burst.sum(at),
-                verdict => return verdict,
-            }
-            let mut cx = path::Context {
-                tables,
-                now_ns: self.now_ns,
-                limiter: &mut self.limiter,
-                events: &mut self.handle.events,
-            };
-            let mut packet = self.burst.packet(at);
-            verdict = path::forward(&mut cx, iface, &mut packet, &mut path::NoProbe);
-        }
-        Verdict::Drop(DropReason::HeadTooDeep)
-    }
-
-    /// The same with a probe that writes down the stages, and a copy for whoever captures.
-    #[cold]
-    fn decide_observed(&mut self, tables: &Tables, iface: &Iface, at: usize) -> Verdict {
-        self.burst.refill(at);
-        self.burst.sum(at);
-        self.observer.entered(iface, &mut self.burst.packet(at));
-        let mut cx = path::Context {
-            tables,
-            now_ns: self.now_ns,
-            limiter: &mut self.limiter,
-            events: &mut self.handle.events,
-        };
-        let mut verdict =
-            path::forward(&mut cx, iface, &mut self.burst.packet(at), &mut self.observer);
-        if matches!(verdict, Verdict::Refill | Verdict::Sum) {
-            verdict = Verdict::Drop(DropReason::HeadTooDeep);
-        }
-        self.observer.decided(tables, iface, self.burst.meta(at), verdict);
-        verdict
-    }
-
-    /// The Network's own account of a packet that came out of a tunnel.
-    fn count_decapsulated(&self, tables: &Tables, at: usize, vrf: VrfId, fate: Fate) {
-        let Some(vrf) = tables.vrf(vrf) else { return };
-        let counters = &vrf.counters[self.id];
-        let meta = self.burst.meta(at);
-        counters.rx_pkts.add(1);
-        counters.rx_bytes.add(u64::from(meta.end - meta.start) + u64::from(meta.body_bytes));
-        match fate {
-            Fate::Forwarded => counters.forwarded.add(1),
-            Fate::Consumed => counters.consumed.add(1),
-            Fate::Punted => counters.punted.add(1),
-            Fate::Dropped(reason) => counters.drops[reason as usize].add(1),
-        }
-    }
-
     /// Disconnects a queue that misbehaved, and tells the control thread.
     fn heed(&mut self, index: usize, health: Health) {
         let Some(entry) = self.rxs.get_mut(index).and_then(Option::as_mut) else { return };
@@ -337,87 +257,4 @@ impl State {
 
 fn tx_entry(txs: &mut [Vec<Option<TxEntry>>], iface: IfaceId, queue: u16) -> Option<&mut TxEntry> {
     txs.get_mut(usize::from(iface.0))?.get_mut(usize::from(queue))?.as_mut()
-}
-
-/// Each received frame gets exactly one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Forwarded,
-    Consumed,
-    Punted,
-    Dropped(DropReason),
-}
-
-impl Fate {
-    fn of(verdict: Verdict, from: IfaceKind, out_exists: bool) -> Fate {
-        match verdict {
-            Verdict::Forward | Verdict::Bump if !out_exists => Fate::Dropped(DropReason::IfaceGone),
-            Verdict::Forward => Fate::Forwarded,
-            Verdict::Bump if from == IfaceKind::Uplink => Fate::Punted,
-            Verdict::Bump => Fate::Forwarded,
-            Verdict::Answer | Verdict::Consume => Fate::Consumed,
-            Verdict::DropAnswer(reason) | Verdict::Drop(reason) => Fate::Dropped(reason),
-            Verdict::Refill | Verdict::Sum => Fate::Dropped(DropReason::HeadTooDeep),
-        }
-    }
-}
-
-/// The receiving interface's account of one burst, added up in registers.
-#[derive(Debug, Default)]
-struct Account {
-    rx_pkts: u64,
-    rx_bytes: u64,
-    forwarded: u64,
-    consumed: u64,
-    punted: u64,
-    drops: Option<[u16; DropReason::COUNT]>,
-}
-
-impl Account {
-    #[inline]
-    fn count(&mut self, fate: Fate) {
-        match fate {
-            Fate::Forwarded => self.forwarded += 1,
-            Fate::Consumed => self.consumed += 1,
-            Fate::Punted => self.punted += 1,
-            Fate::Dropped(reason) => {
-                self.drops.get_or_insert([0; DropReason::COUNT])[reason as usize] += 1;
-            }
-        }
-    }
-
-    fn flush(&self, counters: &crate::table::Counters) {
-        counters.rx_pkts.add(self.rx_pkts);
-        counters.rx_bytes.add(self.rx_bytes);
-        counters.forwarded.add(self.forwarded);
-        counters.consumed.add(self.consumed);
-        counters.punted.add(self.punted);
-        if let Some(drops) = &self.drops {
-            for (count, &n) in counters.drops.iter().zip(drops) {
-                count.add(u64::from(n));
-            }
-        }
-    }
-}
-
-/// Whether one queue took the whole burst.
-#[derive(Debug, Default)]
-struct Sinks {
-    first: Option<(IfaceId, u16)>,
-    mixed: bool,
-}
-
-impl Sinks {
-    #[inline]
-    fn note(&mut self, sent: Option<(IfaceId, u16)>) {
-        match (self.first, sent) {
-            (None, Some(_)) => self.first = sent,
-            (Some(a), Some(b)) if a == b => {}
-            _ => self.mixed = true,
-        }
-    }
-
-    fn only(&self) -> Option<(IfaceId, u16)> {
-        if self.mixed { None } else { self.first }
-    }
 }

@@ -1,0 +1,196 @@
+//! Copies by the CPU.
+//!
+//! Short ones (heads, 64-byte frames) are a few vector loads and stores where they are needed: a call
+//! of `memcpy` costs as much as the copy. Long ones run with the widest vectors that the machine
+//! has, chosen once at start. Stores are temporal: the receiver reads the bytes next, and
+//! `docs/performance.md` has the measurement.
+//!
+//! A peer may hand us one piece of memory under two mappings, so a source may overlap its
+//! destination. That spoils this peer's payload and nothing else: every load and store below is
+//! inside the two ranges whatever they hold, and no reference to them exists.
+
+use super::Op;
+use super::{prefetch_read, prefetch_write};
+
+/// Copies at least this long are worth the wide loop.
+const LONG_BYTES: usize = 256;
+/// Ops ahead of which lines are fetched.
+const AHEAD_OPS: usize = 2;
+
+/// Copies on the CPU and their account.
+#[derive(Debug)]
+pub(super) struct Cpu {
+    wide: bool,
+    pub(super) bytes: u64,
+    pub(super) copies: u64,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self { wide: has_avx2(), bytes: 0, copies: 0 }
+    }
+}
+
+impl Cpu {
+    /// Runs all.
+    ///
+    /// # Safety
+    /// Every op's source is readable and its destination writable.
+    #[inline]
+    pub(super) unsafe fn run(&mut self, ops: &[Op]) {
+        for (at, op) in ops.iter().enumerate() {
+            if let Some(next) = ops.get(at + AHEAD_OPS) {
+                prefetch_read(next.from);
+                prefetch_write(next.to);
+            }
+            // SAFETY: by the caller.
+            unsafe { self.one(op) };
+        }
+    }
+
+    /// Runs one.
+    ///
+    /// # Safety
+    /// As for [`Cpu::run`].
+    #[inline]
+    pub(super) unsafe fn one(&mut self, op: &Op) {
+        let len = op.len as usize;
+        self.bytes += u64::from(op.len);
+        self.copies += 1;
+        if len < LONG_BYTES {
+            // SAFETY: by the caller.
+            unsafe { short(op.from, op.to, len) };
+        } else {
+            // SAFETY: by the caller; `wide` says that the CPU has AVX2.
+            unsafe { long(op.from, op.to, len, self.wide) };
+        }
+    }
+}
+
+/// Copies a few bytes without a call.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `len` bytes.
+#[inline(always)]
+pub(super) unsafe fn short(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: each arm stays inside `len` bytes: it copies blocks from the front, and the last
+    // block so that it ends with the range.
+    unsafe {
+        if len >= 32 {
+            let mut at = 0;
+            while at + 64 < len {
+                block::<64>(from, to, at);
+                at += 64;
+            }
+            if len - at > 32 {
+                block::<32>(from, to, at);
+            }
+            block::<32>(from, to, len - 32);
+        } else if len >= 16 {
+            block::<16>(from, to, 0);
+            block::<16>(from, to, len - 16);
+        } else if len >= 8 {
+            block::<8>(from, to, 0);
+            block::<8>(from, to, len - 8);
+        } else {
+            for at in 0..len {
+                block::<1>(from, to, at);
+            }
+        }
+    }
+}
+
+/// Copies `N` bytes at the same place of both ranges: vector registers for the compiler.
+///
+/// # Safety
+/// Both are valid for the `N` bytes from `at` on.
+#[inline(always)]
+unsafe fn block<const N: usize>(from: *const u8, to: *mut u8, at: usize) {
+    // SAFETY: by the caller; an array of bytes has no alignment. All is read before anything is
+    // written, so an overlap is harmless.
+    unsafe {
+        let bytes = from.add(at).cast::<[u8; N]>().read();
+        to.add(at).cast::<[u8; N]>().write(bytes);
+    }
+}
+
+/// Copies at least 128 bytes.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `len` bytes; `wide` only where the CPU has AVX2.
+#[inline]
+unsafe fn long(from: *const u8, to: *mut u8, len: usize, wide: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if wide {
+        // SAFETY: by the caller.
+        unsafe { long_avx2(from, to, len) };
+        return;
+    }
+    let _ = wide;
+    // SAFETY: by the caller; `copy` allows an overlap.
+    unsafe { std::ptr::copy(from, to, len) };
+}
+
+/// 128 bytes at a time in four registers; the last 128 so that they end with the range.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `len` ≥ 128 bytes; the CPU has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn long_avx2(from: *const u8, to: *mut u8, len: usize) {
+    use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_storeu_si256};
+    let quad = |at: usize| {
+        // SAFETY: called for `at + 128 ≤ len` only.
+        unsafe {
+            let (s, d) = (from.add(at).cast::<__m256i>(), to.add(at).cast::<__m256i>());
+            let a = _mm256_loadu_si256(s);
+            let b = _mm256_loadu_si256(s.add(1));
+            let c = _mm256_loadu_si256(s.add(2));
+            let e = _mm256_loadu_si256(s.add(3));
+            _mm256_storeu_si256(d, a);
+            _mm256_storeu_si256(d.add(1), b);
+            _mm256_storeu_si256(d.add(2), c);
+            _mm256_storeu_si256(d.add(3), e);
+        }
+    };
+    let mut at = 0;
+    while at + 128 < len {
+        quad(at);
+        at += 128;
+    }
+    quad(len - 128);
+}
+
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every length and misalignment gives what `memcpy` gives, and not a byte more.
+    #[test]
+    fn copies_exactly_what_it_is_told() {
+        let from: Vec<u8> = (0..4096u32).map(|n| (n * 31 % 251) as u8).collect();
+        let lengths = (0..600).chain([1024, 1371, 2048, 3999]);
+        for (len, skew) in lengths.flat_map(|len| (0..3).map(move |skew| (len, skew))) {
+            for wide in [false, has_avx2()] {
+                let mut to = vec![0xee; len + 64];
+                let mut cpu = Cpu { wide, ..Cpu::default() };
+                let op = Op {
+                    from: from[skew..].as_ptr(),
+                    to: to[skew..].as_mut_ptr(),
+                    len: len as u32,
+                };
+                // SAFETY: `from` has 4096 bytes and `to` 64 more than are copied.
+                unsafe { cpu.one(&op) };
+                assert_eq!(to[skew..skew + len], from[skew..skew + len], "{len} bytes");
+                assert!(to[..skew].iter().chain(&to[skew + len..]).all(|&b| b == 0xee));
+            }
+        }
+    }
+}

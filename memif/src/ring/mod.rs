@@ -14,6 +14,8 @@ pub(crate) mod own;
 pub(crate) mod rx;
 #[cfg(feature = "capi")]
 pub(crate) mod slots;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tx;
 
 use crate::error::RingError;

@@ -4,6 +4,7 @@
 //! own atomics, so this is a model of `src/ring`, with the same orderings on the same words; the
 //! queues themselves are tested by miri (`src/ring/tests.rs`). Not covered: the peer's lies (no
 //! ordering helps against them) and tearing of a descriptor's two words, which are checked as read.
+#![allow(unexpected_cfgs, reason = "loom is set by RUSTFLAGS, for this test alone")]
 #![cfg(loom)]
 
 use loom::sync::Arc;

@@ -1,0 +1,71 @@
+//! SIGBUS where it is not contained: without `install`, and outside of peers' memory. Both must
+//! kill, so each runs in a process of its own: this program, called with the name of a scene.
+
+mod common;
+
+use common::rogue::{BUFFERS_AT, REGION_BYTES, Rogue, S2M_AT, memory};
+use common::{listener, offer, unique_name};
+use memif::{Answer, Offer, RxBurst};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use std::num::NonZeroUsize;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("peer") => peer(),
+        Some("contained") => {
+            memif::sigbus::install().unwrap();
+            memif::sigbus::install().unwrap();
+            assert!(memif::sigbus::installed());
+            peer();
+        }
+        Some("other") => {
+            memif::sigbus::install().unwrap();
+            other();
+        }
+        // The arguments of a test runner.
+        _ => run_all(),
+    }
+}
+
+fn run_all() {
+    let scenes = [("peer", Some(libc::SIGBUS)), ("contained", None), ("other", Some(libc::SIGBUS))];
+    for (scene, killed_by) in scenes {
+        let status = Command::new(std::env::current_exe().unwrap()).arg(scene).status().unwrap();
+        assert_eq!(status.signal(), killed_by, "scene {scene}: {status}");
+        assert!(status.success() || killed_by.is_some(), "scene {scene}: {status}");
+        println!("scene {scene} ... ok");
+    }
+}
+
+/// A peer truncates its memory while we look at it.
+fn peer() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let answer = Answer::Accept(Offer { require_sealed: false, ..offer() });
+    let file = memory(REGION_BYTES, false);
+    let (rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, 6);
+    let (mut rx, _tx) = connection.take_queues();
+    rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    rogue.set_head(S2M_AT, 1);
+    let mut burst = RxBurst::new(1);
+    assert_eq!(rx[0].claim(1, &mut burst), Ok(1));
+    rogue.file.set_len(0).unwrap();
+    let frame = burst.frames()[0];
+    assert_eq!(rx[0].copy_to(&burst, &frame, &mut [0; 64]), Some(60));
+    assert!(rx[0].poisoned());
+}
+
+/// Memory that is no peer's vanishes: the process has a bug, and must not go on as if it had not.
+fn other() {
+    let file = memory(4096, false);
+    let length = NonZeroUsize::new(4096).unwrap();
+    // SAFETY: a new mapping, at an address of the kernel's choice.
+    let base = unsafe { mmap(None, length, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &file, 0) };
+    let base = base.unwrap().cast::<u8>();
+    file.set_len(0).unwrap();
+    // SAFETY: mapped above; that this kills the process is what the scene is about.
+    let byte = unsafe { base.as_ptr().read_volatile() };
+    panic!("read {byte} where nothing is");
+}

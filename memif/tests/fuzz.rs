@@ -149,11 +149,34 @@ fn any_bytes_decode_or_are_refused() {
 /// What happens to a connection: the peer writes, or we work.
 #[derive(Debug, Clone, TypeGenerator)]
 enum Step {
+    /// What an honest peer does: a descriptor, and the index behind it.
+    Frame {
+        ring: bool,
+        more: bool,
+        length: u16,
+        offset: u16,
+    },
+    /// The same with any descriptor; three in one enum, so that they make up much of a run.
+    AnyFrame {
+        ring: bool,
+        words: (u64, u64),
+    },
+    NearFrame {
+        ring: bool,
+        region: u8,
+        length: Number,
+        offset: Number,
+    },
     /// An index of one of the two rings, relative to where it should be.
     Index {
         ring: bool,
         ours: bool,
         ahead: u8,
+    },
+    /// Some slots back.
+    Back {
+        ring: bool,
+        slots: u8,
     },
     /// Any index.
     AnyIndex {
@@ -196,6 +219,7 @@ struct Bench<'a> {
     /// Where the peer's index of each ring lies.
     peer_index: u64,
     honest: [u16; 2],
+    longest_seg: usize,
     rx: RxQueue,
     tx: TxQueue,
     burst: RxBurst,
@@ -204,6 +228,18 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn write(&self, at: u64, bytes: &[u8]) {
         self.file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// A descriptor at the peer's index, and the index behind it.
+    fn produce(&mut self, ring: bool, words: (u64, u64)) {
+        let at = self.rings[usize::from(ring)];
+        let index = &mut self.honest[usize::from(ring)];
+        let slot_at = at + 128 + u64::from(*index % SLOTS) * 16;
+        *index = index.wrapping_add(1);
+        let index = *index;
+        self.write(slot_at, &words.0.to_le_bytes());
+        self.write(slot_at + 8, &words.1.to_le_bytes());
+        self.write(at + self.peer_index, &index.to_le_bytes());
     }
 
     /// False when the connection is over.
@@ -217,6 +253,19 @@ impl Bench<'_> {
                 let offset = if ours { 70 - self.peer_index } else { self.peer_index };
                 let bytes = index.to_le_bytes();
                 self.write(at(ring) + offset, &bytes);
+            }
+            Step::Back { ring, slots } => {
+                let index = self.honest[usize::from(ring)].wrapping_sub(u16::from(slots % 16));
+                self.write(at(ring) + self.peer_index, &index.to_le_bytes());
+            }
+            Step::Frame { ring, more, length, offset } => {
+                let word = u64::from(more) | (u64::from(length % 4096) + 64) << 32;
+                self.produce(ring, (word, 0x2_0000 + u64::from(offset)));
+            }
+            Step::AnyFrame { ring, words } => self.produce(ring, words),
+            Step::NearFrame { ring, region, length, offset } => {
+                let word = u64::from(region % 3) << 16 | length.get() << 32;
+                self.produce(ring, (word, offset.get() & 0xffff_ffff));
             }
             Step::AnyIndex { ring, value } => {
                 self.write(at(ring) + self.peer_index, &value.to_le_bytes());
@@ -251,6 +300,10 @@ impl Bench<'_> {
     }
 
     fn claim(&mut self, max: usize) -> bool {
+        if self.burst.len() == 16 {
+            // The slots stay claimed.
+            self.burst.clear();
+        }
         let before = self.burst.len();
         let Ok(n) = self.rx.claim(max, &mut self.burst) else {
             assert!(self.rx.poisoned() && self.tx.poisoned());
@@ -258,7 +311,10 @@ impl Bench<'_> {
             return false;
         };
         assert_eq!(self.burst.len(), before + n);
-        assert!(n <= max && self.rx.held() <= SLOTS);
+        assert!(n <= max);
+        let waiting = self.rx.available().unwrap_or(0);
+        assert!(waiting <= SLOTS && self.rx.held() <= SLOTS - waiting);
+        assert!(self.burst.segs().iter().all(|seg| seg.len() <= self.longest_seg));
         let mut buffer = vec![0; 1 << 16];
         for frame in &self.burst.frames()[before..] {
             let copied = self.rx.copy_to(&self.burst, frame, &mut buffer);
@@ -293,7 +349,9 @@ impl Bench<'_> {
 
 fn work(file: &File, peer_index: u64, rings: [u64; 2], rx: RxQueue, tx: TxQueue, steps: &[Step]) {
     let burst = RxBurst::new(16);
-    let mut bench = Bench { file, rings, peer_index, honest: [0; 2], rx, tx, burst };
+    // A client knows how long its buffers are; a server only where the region ends.
+    let longest_seg = if peer_index == 64 { 2048 } else { 1 << 14 };
+    let mut bench = Bench { file, rings, peer_index, honest: [0; 2], longest_seg, rx, tx, burst };
     for step in steps {
         if !bench.step(step) {
             break;
@@ -312,6 +370,11 @@ fn memory_of_a_hostile_client() {
         let (rogue, mut connection) =
             Rogue::establish(&name, &mut listener, &answer, file, LOG2 as u8);
         let (mut rx, mut tx) = connection.take_queues();
+        for slot in 0..u32::from(SLOTS) {
+            for ring in [0, 0x1_0000] {
+                rogue.set_descriptor(ring, slot, (0, 0, 2048, 0x2_0000 + slot * 2048));
+            }
+        }
         work(&rogue.file, 6, [0, 0x1_0000], rx.remove(0), tx.remove(0), steps);
     });
 }

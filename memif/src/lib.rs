@@ -44,3 +44,8 @@ pub use sys::notify::Notifier;
 pub use sys::sigbus;
 pub use sys::socket::Address;
 pub use wire::Mode;
+
+/// The programs of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

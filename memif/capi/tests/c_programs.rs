@@ -81,3 +81,26 @@ fn the_header_compiles_as_cpp() {
     let mut cc = Command::new("c++");
     run(cc.args(["-x", "c++", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]).arg(header));
 }
+
+/// Installed, the library is found by pkg-config, and by a program built with its answer.
+#[test]
+fn an_installed_library_is_found_by_pkg_config() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let built = library();
+    let prefix = built.join(format!("memif-capi-install-{}", std::process::id()));
+    let mut install = Command::new(here.join("install.sh"));
+    run(install.arg(&prefix).env("LIBRARY", built.join("libmemif.so")));
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+    let flags = run(pkg_config.args(["--cflags", "--libs", "libmemif"]));
+    let flags = String::from_utf8(flags.stdout).unwrap();
+    let program = prefix.join("pair");
+    let mut cc = Command::new("cc");
+    cc.arg("-o").arg(&program).arg(here.join("tests/pair.c")).args(flags.split_whitespace());
+    run(cc.arg("-lpthread"));
+    let mut pair = Command::new(&program);
+    pair.env("LD_LIBRARY_PATH", prefix.join("lib"));
+    let output = run(pair.arg(format!("memif-capi-installed-{}", std::process::id())));
+    assert_eq!(output.stdout, b"ok\n");
+    std::fs::remove_dir_all(prefix).unwrap();
+}

@@ -108,6 +108,26 @@ fn bulk_allocation_is_all_or_nothing() {
 }
 
 #[test]
+fn registered_threads_come_and_go_and_lose_no_buffer() {
+    let pool = pool();
+    let others = Arc::clone(&pool);
+    for _ in 0..3 {
+        let pool = Arc::clone(&others);
+        let thread = std::thread::spawn(move || {
+            let registered = eal().register_thread().expect("a slot is free");
+            let mut list = ArrayVec::<Mbuf, 64>::new();
+            for _ in 0..100 {
+                assert!(pool.alloc_bulk(&mut list, 64));
+                list.clear();
+            }
+            drop(registered);
+        });
+        thread.join().expect("no panic");
+    }
+    assert_eq!(pool.available(), pool.size(), "caches are counted");
+}
+
+#[test]
 fn a_buffer_outlives_its_pool_handle() {
     let pool = pool();
     let mbuf = fill(&pool, b"still here");

@@ -340,6 +340,9 @@ fn spawn_workers(
                 // The receiver waits for it.
                 let _ = pinned.send(result);
                 if works {
+                    // Its own cache of packet buffers, where DPDK is in use.
+                    #[cfg(feature = "dpdk")]
+                    let _registered = dpdk::Eal::get().map(dpdk::Eal::register_thread);
                     worker.run();
                 }
             })

@@ -116,6 +116,17 @@ fn by_dpdk_af_packet_over_ip4() {
 }
 
 #[test]
+fn by_dpdk_af_packet_with_two_workers() {
+    nodes_and_pods_talk("net_af_packet", "--workers 2", V4);
+}
+
+/// A veth has one queue: one worker owns it, the other hands over.
+#[test]
+fn by_dpdk_af_xdp_with_two_workers() {
+    nodes_and_pods_talk("net_af_xdp", "--workers 2", V6);
+}
+
+#[test]
 fn by_dpdk_af_xdp_over_ip4() {
     nodes_and_pods_talk("net_af_xdp", "", V4);
 }
@@ -211,4 +222,28 @@ fn what_a_killed_data_plane_had_is_given_back_on_request() {
     assert!(given.status.success(), "{}", String::from_utf8_lossy(&given.stderr));
     assert!(!is_taken(&wire.a));
     assert!(wire.a.pings("192.0.2.2", ""));
+}
+
+/// A device that the kernel never had: the node's stack gets a tap, which keeps its addresses when
+/// the process is killed.
+#[test]
+fn a_pure_dpdk_device_carries_the_nodes_too() {
+    let (a, b) = (Netns::new("nodeA"), Netns::new("nodeB"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("wire.sock");
+    let args = |role: &str| {
+        let socket = socket.display();
+        format!("--uplink up0=net_memif0,role={role},socket={socket},socket-abstract=no")
+    };
+    let _server = Node::start_in(Some(&a), &args("server"));
+    let mut client = Node::start_in(Some(&b), &args("client"));
+    a.ip("addr add 192.0.2.1/24 dev up0");
+    b.ip("addr add 192.0.2.2/24 dev up0");
+    let talk = || wait_for("the nodes to talk", || a.pings("192.0.2.2", "").then_some(()));
+    talk();
+    client.kill();
+    client.restart();
+    talk();
+    assert!(client.stop().success());
+    assert!(!b.ip("link show").contains("up0"), "the tap goes with a clean stop");
 }

@@ -316,7 +316,7 @@ fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), 
     let arguments: Vec<_> = arguments.map(String::as_str).collect();
     let started = device::start(request, &arguments.join(","), workers, MTU_BYTES)?;
     let mac = started.device.mac().map_err(device::failed(request))?;
-    let host_tap = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
+    let (host_tap, mac) = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
     let port = UplinkPort {
         info: info(request, Mac(mac), u32::from(MTU_BYTES)),
         offloads: false,

@@ -270,11 +270,16 @@ impl Taken {
 }
 
 /// Makes a persistent tap for a device that the kernel never had, or attaches to the one that a
-/// killed process left, with the addresses it has. It is up then.
+/// killed process left, with the addresses and the MAC address it has. It is up then.
 ///
 /// # Errors
 /// [`Error::Step`] with the kernel's answer.
-pub fn make_tap(name: &str, mac: [u8; 6], mtu: u16, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+pub fn make_tap(
+    name: &str,
+    mac: [u8; 6],
+    mtu: u16,
+    queues: u16,
+) -> Result<(Vec<OwnedFd>, [u8; 6]), Error> {
     steps::stand_alone_tap(&mut open_netlink(name)?, name, mac, mtu, queues).map_err(|source| {
         Error::Step { step: "making the tap", interface: name.to_owned(), source }
     })

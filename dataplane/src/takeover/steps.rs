@@ -340,21 +340,24 @@ pub(super) fn remove_tap(netlink: &mut Netlink, name: &str) -> io::Result<()> {
     }
 }
 
-/// A tap that replaces nothing.
+/// A tap that replaces nothing, and its MAC address: one that is there already keeps it, because
+/// others know it, while some devices make up a new one at each start.
 pub(super) fn stand_alone_tap(
     netlink: &mut Netlink,
     name: &str,
     mac: [u8; 6],
     mtu: u16,
     queues: u16,
-) -> io::Result<Vec<OwnedFd>> {
+) -> io::Result<(Vec<OwnedFd>, [u8; 6])> {
+    let old = Link::find(netlink, name)?;
     let tap = tun::open_tap(name, queues)?;
     if let Some(queue) = tap.first() {
         tun::set_persistent(queue, true)?;
     }
+    let mac = old.map_or(mac, |link| link.mac);
     let link = Link::by_name(netlink, name)?;
     Change::of(link.index).mac(mac).mtu(u32::from(mtu)).up(true).send(netlink)?;
-    Ok(tap)
+    Ok((tap, mac))
 }
 
 /// Moves the NIC from its namespace to the thread's; `false` when it is not there.

@@ -65,7 +65,7 @@ pub struct Report {
     pub tx: Sent,
     /// How fast.
     pub tx_rate: Rate,
-    /// What came in, all streams together.
+    /// What came in: the sender's own stream, or without a sender all of them.
     pub rx: Totals,
     /// How fast, draining excluded.
     pub rx_rate: Rate,
@@ -220,8 +220,14 @@ impl Run<'_> {
         }
     }
 
+    /// Of the sender's own stream, where there is one: what an earlier run left under way is not
+    /// this run's.
     fn received(&self) -> Totals {
-        self.receiver().map_or_else(Totals::default, |e| e.tracker.sum())
+        let Some(receiver) = self.receiver() else { return Totals::default() };
+        match &self.tx {
+            Some((_, sender)) => receiver.tracker.totals(sender.stream_id()),
+            None => receiver.tracker.sum(),
+        }
     }
 
     fn sent(&self) -> Sent {

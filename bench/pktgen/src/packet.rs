@@ -17,6 +17,7 @@
 //! every frame and a receiver can verify all of it.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use wire::checksum::{self, Sum};
 use wire::{Ethernet, Header, Ipv4, Ipv6, Mac, Udp, ether_type, protocol};
 
@@ -27,6 +28,13 @@ pub const PORT: u16 = 9700;
 /// Bytes of payload before the body.
 pub const PAYLOAD_HEADER_BYTES: usize = 20;
 const TAG_EVERY_BYTES: usize = 64;
+
+/// A number for a stream that no other of this process has (but for the 65,000th after it).
+#[must_use]
+pub fn fresh_stream_id() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(1_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// What all frames of a stream have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -46,6 +46,7 @@ pub struct Sender {
     next_template: usize,
     lanes: Vec<Lane>,
     dst_count: u16,
+    stream_id: u16,
     sent: Sent,
 }
 
@@ -73,6 +74,7 @@ impl Sender {
             next_template: 0,
             lanes: lanes.collect(),
             dst_count: traffic.dst_count.max(1),
+            stream_id: traffic.stream.id,
             sent: Sent::default(),
         })
     }
@@ -81,6 +83,12 @@ impl Sender {
     #[must_use]
     pub fn sent(&self) -> Sent {
         self.sent
+    }
+
+    /// The stream's number.
+    #[must_use]
+    pub fn stream_id(&self) -> u16 {
+        self.stream_id
     }
 
     /// Number of queues that it sends to.

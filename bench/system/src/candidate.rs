@@ -7,7 +7,7 @@ use bowline_demo::lab::netns::Netns;
 use bowline_pktgen::drive::{Plan, run};
 use bowline_pktgen::endpoint::Endpoint;
 use bowline_pktgen::host::Host;
-use bowline_pktgen::packet::{PORT, Stream};
+use bowline_pktgen::packet::{PORT, Stream, fresh_stream_id};
 use bowline_pktgen::port::PortConfig;
 use bowline_pktgen::sender::{Sender, Traffic};
 use nix::sys::signal::{Signal, kill};
@@ -94,16 +94,17 @@ impl MemifDevice {
     ) -> anyhow::Result<Sample> {
         let stop = AtomicBool::new(false);
         let stream = Stream {
-            id: 1,
+            id: 0,
             macs: self.tx.host.mac().map(|own| (own, self.next_hop)),
             src: self.tx.host.address_for(self.dst).context("no address of that family")?,
             dst: self.dst,
             src_port: 20_000,
             dst_port: PORT,
         };
-        let traffic = Traffic { stream, sizes: vec![size], flows, dst_count: 1, queues: 1 };
+        let mut traffic = Traffic { stream, sizes: vec![size], flows, dst_count: 1, queues: 1 };
         let mut report = None;
         for duration in [WARM_UP, time] {
+            traffic.stream.id = fresh_stream_id();
             let mut sender = Sender::new(&traffic)?;
             self.rx.tracker.reset();
             let plan = Plan { duration: Some(duration), busy: true, ..Plan::default() };

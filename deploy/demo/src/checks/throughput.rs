@@ -9,7 +9,7 @@ use crate::report::{Report, Throughput};
 use anyhow::Context;
 use bowline_pktgen::drive::{Plan, run};
 use bowline_pktgen::endpoint::Endpoint;
-use bowline_pktgen::packet::{PORT, Stream};
+use bowline_pktgen::packet::{PORT, Stream, fresh_stream_id};
 use bowline_pktgen::sender::{Sender, Traffic};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
@@ -176,7 +176,7 @@ fn sender(
 ) -> anyhow::Result<Sender> {
     let next = endpoint.resolve(dst, Duration::from_secs(2))?;
     let stream = Stream {
-        id: 1,
+        id: fresh_stream_id(),
         macs: endpoint.host.mac().zip(next),
         src: endpoint.host.address_for(dst).context("no address of that family")?,
         dst,

@@ -76,6 +76,8 @@ impl Supervised {
     pub fn start(program: Program) -> anyhow::Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
         let (name, log) = (program.name.clone(), program.log.clone());
+        // Of an earlier demo; restarts of this one append.
+        let _ = std::fs::remove_file(&log);
         let shared = Arc::clone(&state);
         let (told, first) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || supervise(&program, &shared, &told));

@@ -73,6 +73,9 @@ pub enum Violation {
     /// Touching the peer's memory raised SIGBUS: the file was truncated, or its pages are gone.
     #[error("memory of the peer vanished (SIGBUS)")]
     Sigbus,
+    /// The peer makes signalling it expensive, by waiting for its eventfd many times over.
+    #[error("signals to the peer take too long: its eventfd has too many waiters")]
+    SlowSignals,
     /// The peer makes our workers fault in its pages again and again.
     #[error("too many page faults on the peer's memory")]
     FaultRate,

@@ -332,3 +332,35 @@ fn a_blocking_full_eventfd_does_not_stop_a_worker() {
     assert!(start.elapsed() < Duration::from_secs(1));
     wait_for("the frames", || (rogue.get_u16(M2S_AT + 64) == 64).then_some(()));
 }
+
+/// Waiting for one's own eventfd a thousand times over makes whoever signals it pay for each.
+#[test]
+fn an_eventfd_with_a_crowd_of_waiters_is_noticed() {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+    let (rogue, rx, mut tx) = rogue(offer(), true);
+    let mut notifier = Notifier::new().unwrap();
+    let mut send = |tx: &mut TxQueue, head: u16| {
+        let slot = u32::from((head - 1) % SLOTS);
+        rogue.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT));
+        rogue.set_head(M2S_AT, head);
+        assert!(tx.send(&[0; 60]).unwrap());
+        tx.flush(&mut notifier).unwrap();
+    };
+    for head in 1..=200 {
+        send(&mut tx, head);
+    }
+    assert!(!tx.poisoned(), "an ordinary peer");
+    let crowd: Vec<_> = (0..3000)
+        .map(|_| {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let wanted = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
+            epoll.add(tx.eventfd(), wanted).unwrap();
+            epoll
+        })
+        .collect();
+    for head in 201..=300 {
+        send(&mut tx, head);
+    }
+    assert_eq!((tx.cause(), rx.poisoned()), (Some(Violation::SlowSignals), true));
+    drop(crowd);
+}

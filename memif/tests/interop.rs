@@ -36,6 +36,7 @@ struct Case {
     log2: u8,
     buffer_bytes: u32,
     zero_copy: bool,
+    huge_pages: bool,
     len: usize,
     frames: u32,
 }
@@ -48,6 +49,7 @@ impl Case {
             log2: 10,
             buffer_bytes: 2048,
             zero_copy: false,
+            huge_pages: false,
             len,
             frames: 5000,
         }
@@ -65,8 +67,12 @@ impl Testpmd {
             case.log2, case.buffer_bytes
         );
         let mut command = Command::new("dpdk-testpmd");
-        let eal = "--lcores 0@0,1@1 --no-pci --no-telemetry --no-huge -m 192";
-        command.args(eal.split(' ')).arg(format!("--file-prefix={}", unique_name()));
+        let eal = "--lcores 0@0,1@1 --no-pci --no-telemetry";
+        let memory = if case.huge_pages { "-m 64 --in-memory" } else { "--no-huge -m 192" };
+        command
+            .args(eal.split(' '))
+            .args(memory.split(' '))
+            .arg(format!("--file-prefix={}", unique_name()));
         if case.zero_copy {
             vdev.push_str(",zero-copy=yes");
             command.arg("--single-file-segments");
@@ -131,6 +137,7 @@ fn config(case: &Case) -> ClientConfig {
     let mut config = ClientConfig::new(case.address.clone(), 7);
     (config.s2m_rings, config.m2s_rings) = (case.queues, case.queues);
     (config.log2_ring_size, config.buffer_bytes) = (case.log2, case.buffer_bytes);
+    config.huge_pages = case.huge_pages;
     config
 }
 
@@ -360,4 +367,72 @@ fn wrong_secrets_are_refused_by_both() {
         _ => None,
     });
     assert_eq!(reason, "ID not found");
+}
+
+/// Reserves pages of 2 MiB for a test, and gives them back.
+struct HugePages(u32);
+
+const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    fn reserve(more: u32) -> Self {
+        let count = || std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap();
+        let before: u32 = count();
+        std::fs::write(NR_HUGEPAGES, (before + more).to_string()).unwrap();
+        let now: u32 = count();
+        assert!(now >= before + more, "the kernel has only {now} of {} pages", before + more);
+        Self(more)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        // Others may have reserved some meanwhile.
+        let now = std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap_or(0u32);
+        let _ = std::fs::write(NR_HUGEPAGES, now.saturating_sub(self.0).to_string());
+    }
+}
+
+#[test]
+fn huge_pages() {
+    let _pages = HugePages::reserve(80);
+    let case = || Case { huge_pages: true, frames: 2000, ..Case::new(1500) };
+    run_server(&case());
+    run_client(&case());
+    run_server(&Case { zero_copy: true, ..case() });
+}
+
+/// A peer that stands still costs nothing but its own frames, and goes on where it stopped.
+#[test]
+fn a_stopped_testpmd_goes_on() {
+    use nix::sys::signal::{Signal, kill};
+    let _turn = turn();
+    let case = Case { frames: 200, ..Case::new(64) };
+    let (testpmd, mut connection) = serve(&case);
+    let (mut rx, mut tx) = connection.take_queues();
+    echo(&mut rx[0], &mut tx[0], &case);
+    let pid = nix::unistd::Pid::from_raw(testpmd.child.id().cast_signed());
+    let before = common::resources();
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let stopped = Instant::now();
+    let (mut sent, mut buffer) = (0, [0; 2048]);
+    // Longer than any time-out of ours.
+    while stopped.elapsed() < Duration::from_secs(5) {
+        while tx[0].send(&payload(sent, case.len)).unwrap() {
+            sent += 1;
+        }
+        tx[0].publish();
+        // What testpmd had under way may still come.
+        while rx[0].recv(&mut buffer).unwrap().is_some() {}
+        rx[0].check_stall(Instant::now()).unwrap();
+        assert_eq!(connection.on_readable(), Status::Up);
+    }
+    assert_eq!(sent, tx[0].slots(), "a full ring, and no more");
+    assert_eq!(common::resources(), before);
+    kill(pid, Signal::SIGCONT).unwrap();
+    for number in 0..sent {
+        let n = wait_for("a frame that was under way", || rx[0].recv(&mut buffer).unwrap());
+        assert!(buffer[..n] == payload(number, case.len));
+    }
+    echo(&mut rx[0], &mut tx[0], &case);
 }

@@ -355,3 +355,33 @@ fn a_lost_client_comes_back_with_backoff() {
         assert!((75..=125).contains(&wait), "{wait} ms");
     }
 }
+
+/// An abstract name belongs to a network namespace: a listener made there is reached from there alone.
+#[test]
+fn abstract_names_belong_to_a_network_namespace() {
+    use nix::sched::{CloneFlags, unshare};
+    let name = unique_name();
+    let (send, receive) = std::sync::mpsc::channel();
+    let (reply, wait) = std::sync::mpsc::channel::<()>();
+    let inside = std::thread::spawn({
+        let name = name.clone();
+        move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a namespace of one's own needs root");
+            let listener = memif::Listener::bind_abstract(&name).unwrap();
+            send.send(listener.as_fd().try_clone_to_owned().unwrap()).unwrap();
+            let mut connector = Connector::new(ClientConfig::new(Address::Abstract(name), 0));
+            let connection = connector.connect_blocking(common::PATIENCE).unwrap();
+            wait.recv().unwrap();
+            connection
+        }
+    });
+    let fd = receive.recv().unwrap();
+    let mut listener = memif::Listener::from_fd(fd).unwrap();
+    let mut outside = Connector::new(ClientConfig::new(Address::Abstract(name), 0));
+    let ClientEvent::Failed(reason) = outside.poll(Instant::now()) else { panic!("reached") };
+    assert!(reason.to_string().contains("ECONNREFUSED"), "{reason}");
+    let answer = Answer::Accept(common::offer());
+    let server = common::finish(common::accept(&mut listener), &answer).unwrap();
+    reply.send(()).unwrap();
+    transfer_both_ways(&mut (server, inside.join().unwrap()), 64, 100);
+}

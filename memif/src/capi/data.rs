@@ -125,6 +125,11 @@ fn consume_signal(eventfd: BorrowedFd<'_>) {
 
 /// Signals an eventfd without being able to block.
 fn signal(eventfd: BorrowedFd<'_>) -> Result<(), Error> {
+    with_notifier(|notifier| notifier.signal(eventfd))
+}
+
+/// Each thread has a notifier of its own.
+fn with_notifier(f: impl FnOnce(&mut Notifier) -> std::io::Result<()>) -> Result<(), Error> {
     thread_local! {
         static NOTIFIER: RefCell<Option<Notifier>> = const { RefCell::new(None) };
     }
@@ -132,7 +137,7 @@ fn signal(eventfd: BorrowedFd<'_>) -> Result<(), Error> {
         if notifier.is_none() {
             *notifier = Notifier::new().ok();
         }
-        let sent = notifier.as_mut().map(|n| n.signal(eventfd));
+        let sent = notifier.as_mut().map(f);
         if matches!(sent, Some(Ok(()))) { Ok(()) } else { Err(Error::IntWrite) }
     })
 }
@@ -291,8 +296,8 @@ pub unsafe extern "C" fn memif_tx_burst(
                 *tx += 1;
             }
             queue.publish_slots(*tx);
-            if *tx > 0 && queue.needs_wakeup() {
-                signal(queue.eventfd())?;
+            if *tx > 0 {
+                with_notifier(|notifier| queue.notify(notifier))?;
             }
             result
         }))

@@ -10,6 +10,7 @@ const FINE: u8 = 0;
 const SIGBUS: u8 = 1;
 const VIOLATION: u8 = 2;
 const FAULT_RATE: u8 = 3;
+const SLOW_SIGNALS: u8 = 4;
 
 /// Page faults per second that a peer's memory may cost us once every page was touched.
 pub const FAULTS_PER_S: u64 = 2000;
@@ -40,6 +41,7 @@ impl Health {
         match self.poison.load(Ordering::Acquire) {
             SIGBUS => Some(Violation::Sigbus),
             FAULT_RATE => Some(Violation::FaultRate),
+            SLOW_SIGNALS => Some(Violation::SlowSignals),
             _ => None,
         }
     }
@@ -52,6 +54,11 @@ impl Health {
     #[cold]
     pub(crate) fn poison_violation(&self) {
         self.poison_once(VIOLATION);
+    }
+
+    #[cold]
+    pub(crate) fn poison_slow_signals(&self) {
+        self.poison_once(SLOW_SIGNALS);
     }
 
     /// The first cause stays.

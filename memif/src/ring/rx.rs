@@ -407,6 +407,12 @@ impl RxQueue {
         self.regions.health.charge_faults(faults, now);
     }
 
+    /// Why it is spoilt, see [`crate::Connection::cause`].
+    #[must_use]
+    pub fn cause(&self) -> Option<Violation> {
+        self.regions.health.cause()
+    }
+
     /// Keeps the memory mapped beyond the queue's life, for copies that others do.
     #[must_use]
     pub fn hold(&self) -> crate::RegionHold {

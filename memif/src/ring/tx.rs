@@ -8,6 +8,7 @@ use super::own::OwnBuffers;
 use super::{Ring, Role, Snapshot, prefetch_write};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
+use crate::sys::notify::SignalMeter;
 use crate::wire::DESC_FLAG_NEXT;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub struct TxQueue {
     pub(super) views: [View; MAX_REGIONS],
     pub(super) own: OwnBuffers,
     pub(super) regions: Arc<Regions>,
+    meter: SignalMeter,
 }
 
 // SAFETY: as for RxQueue.
@@ -51,7 +53,17 @@ impl TxQueue {
     pub(crate) fn new(ring: Ring, role: Role, own: OwnBuffers, regions: &Arc<Regions>) -> Self {
         let views = regions.views();
         let regions = Arc::clone(regions);
-        Self { ring, role, cursor: 0, published: 0, limit: 0, views, own, regions }
+        Self {
+            ring,
+            role,
+            cursor: 0,
+            published: 0,
+            limit: 0,
+            views,
+            own,
+            regions,
+            meter: SignalMeter::default(),
+        }
     }
 
     /// Slots in the ring.
@@ -257,12 +269,30 @@ impl TxQueue {
         }
     }
 
-    /// Whether the peer wants a signal for what was published: ask once per burst, then signal the
-    /// eventfd with [`crate::Notifier`].
+    /// Whether the peer wants a signal for what was published: ask once per burst.
+    /// [`notify`](Self::notify) asks and signals.
     #[inline]
     #[must_use]
     pub fn needs_wakeup(&self) -> bool {
         self.ring.wants_signal()
+    }
+
+    /// Signals the peer if it wants that; a peer that makes its signals slow is poisoned. Once per
+    /// burst, after [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// The signal was refused by the kernel.
+    #[inline]
+    pub fn notify(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
+        if self.needs_wakeup() { self.signal(notifier) } else { Ok(()) }
+    }
+
+    fn signal(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
+        let (result, convicted) = self.meter.signal(notifier, self.ring.eventfd.as_fd());
+        if convicted {
+            self.regions.health.poison_slow_signals();
+        }
+        result
     }
 
     /// The eventfd to signal; only through [`crate::Notifier`], which cannot block.
@@ -302,7 +332,7 @@ impl TxQueue {
             return Ok(());
         }
         self.publish();
-        if self.needs_wakeup() { notifier.signal(self.eventfd()) } else { Ok(()) }
+        self.notify(notifier)
     }
 
     /// Whether the connection is spoilt, see [`crate::RxQueue::poisoned`].
@@ -315,6 +345,12 @@ impl TxQueue {
     /// Blames `faults` page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
     pub fn charge_faults(&self, faults: u64, now: Instant) {
         self.regions.health.charge_faults(faults, now);
+    }
+
+    /// Why it is spoilt, see [`crate::Connection::cause`].
+    #[must_use]
+    pub fn cause(&self) -> Option<Violation> {
+        self.regions.health.cause()
     }
 
     /// Keeps the memory mapped beyond the queue's life, for copies that others do.

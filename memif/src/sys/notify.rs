@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 /// Completions that may pile up before they are collected.
 const QUEUE: u32 = 64;
@@ -119,12 +120,72 @@ impl Drop for Notifier {
     }
 }
 
+/// Watches how long a peer lets our signals take.
+///
+/// Whoever waits for an eventfd is woken on the signaller's time, some 60 ns each, and a peer can
+/// wait for it thousands of times over. Wall-clock time makes a peer suspect; only processor time
+/// of this thread, over several signals, convicts it: a worker that was preempted is no proof.
+#[derive(Debug, Default)]
+pub(crate) struct SignalMeter {
+    /// Signals to measure yet.
+    suspect: u8,
+    /// Slow ones among those measured, the very slow counted thrice.
+    slow: u8,
+}
+
+/// What makes a signal worth a closer look.
+const SUSPECT_WALL: Duration = Duration::from_micros(50);
+/// How many signals are then measured.
+const SUSPECT_SIGNALS: u8 = 64;
+const SLOW: Duration = Duration::from_micros(30);
+const VERY_SLOW: Duration = Duration::from_millis(1);
+/// So many are no accident.
+const CONVICTED: u8 = 8;
+
+impl SignalMeter {
+    /// Signals, and says whether the peer has made too many signals slow.
+    pub(crate) fn signal(
+        &mut self,
+        notifier: &mut Notifier,
+        eventfd: BorrowedFd<'_>,
+    ) -> (io::Result<()>, bool) {
+        if self.suspect == 0 {
+            let start = Instant::now();
+            let result = notifier.signal(eventfd);
+            self.saw_wall(start.elapsed());
+            return (result, false);
+        }
+        let before = thread_time();
+        let result = notifier.signal(eventfd);
+        let convicted = self.saw_processor(thread_time().saturating_sub(before));
+        (result, convicted)
+    }
+
+    fn saw_wall(&mut self, time: Duration) {
+        if time >= SUSPECT_WALL {
+            (self.suspect, self.slow) = (SUSPECT_SIGNALS, 0);
+        }
+    }
+
+    fn saw_processor(&mut self, time: Duration) -> bool {
+        self.suspect -= 1;
+        let weight = u8::from(time >= SLOW) + 2 * u8::from(time >= VERY_SLOW);
+        self.slow = self.slow.saturating_add(weight);
+        self.slow >= CONVICTED
+    }
+}
+
+/// Processor time of the calling thread.
+fn thread_time() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::AsFd;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn signals_are_counted() {
@@ -146,6 +207,24 @@ mod tests {
             notifier.signal(eventfd.as_fd()).unwrap();
         }
         assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_peer_is_convicted_by_many_slow_signals_and_not_by_one() {
+        let fast = Duration::from_micros(2);
+        let mut meter = SignalMeter::default();
+        meter.saw_wall(Duration::from_millis(10));
+        for _ in 0..SUSPECT_SIGNALS - 1 {
+            assert!(!meter.saw_processor(fast), "preempted once");
+        }
+        assert!(!meter.saw_processor(VERY_SLOW));
+        assert_eq!(meter.suspect, 0);
+        meter.saw_wall(SUSPECT_WALL);
+        for _ in 0..CONVICTED - 1 {
+            assert!(!meter.saw_processor(SLOW));
+            assert!(!meter.saw_processor(fast));
+        }
+        assert!(meter.saw_processor(SLOW));
     }
 
     #[test]

@@ -85,7 +85,8 @@ fn partial(state: api::State, remove: Vec<String>) -> api::ApplyRequest {
 
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
+    let at =
+        |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1e3;
     println!(
         "{what}: p50 {:.1} µs, p90 {:.1} µs, p99 {:.1} µs, max {:.1} µs ({} times)",
         at(0.5),

@@ -193,6 +193,8 @@ pub fn open_all(
 ) -> Result<(Vec<UplinkPort>, Vec<Opened>), Error> {
     #[cfg(feature = "dpdk")]
     device::prepare(requests, workers, no_huge)?;
+    #[cfg(not(feature = "dpdk"))]
+    let _ = no_huge;
     let mut ports = Vec::new();
     let mut opened = Vec::new();
     for (number, request) in requests.iter().enumerate() {

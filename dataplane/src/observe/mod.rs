@@ -87,7 +87,6 @@ pub struct Observer {
     /// The packet under way, as it entered.
     head: Vec<u8>,
     length_bytes: u32,
-    entered_at: IfaceId,
     steps: Vec<(Stage, String)>,
 }
 
@@ -115,68 +114,85 @@ impl Observer {
     }
 
     /// A packet comes: remember it as it is.
-    pub fn entered(&mut self, iface: &Iface, packet: &mut Packet<'_>) {
+    pub fn entered(&mut self, packet: &Packet<'_>) {
         self.head.clear();
         self.head.extend_from_slice(packet.head());
         self.length_bytes = packet.frame_bytes() as u32;
-        self.entered_at = iface.id;
         self.steps.clear();
     }
 
-    /// The path has decided about it.
-    pub fn decided(&mut self, tables: &Tables, iface: &Iface, meta: &Meta, verdict: Verdict) {
+    /// The path has decided about it; what leaves is rewritten completely.
+    pub fn decided(
+        &mut self,
+        tables: &Tables,
+        iface: &Iface,
+        packet: &Packet<'_>,
+        verdict: Verdict,
+    ) {
         let sessions = std::mem::take(&mut self.sessions);
         let facts = Facts::of(&self.head);
+        let meta = &*packet.meta;
+        let out = match verdict {
+            Verdict::Drop(_) | Verdict::Consume | Verdict::Refill | Verdict::Sum => None,
+            _ => tables.iface(meta.out),
+        };
         for session in &sessions {
-            if self.matches(session, iface, meta, verdict, &facts)
-                && session.left.fetch_sub(1, Ordering::Relaxed) > 0
-            {
-                let record = self.record(session, tables, iface, meta, verdict);
-                if session.sink.try_send(record).is_err() {
-                    session.lost.fetch_add(1, Ordering::Relaxed);
-                }
+            if !session.filter.matches(iface, meta, verdict, &facts) {
+                continue;
+            }
+            if session.filter.is_at(iface) {
+                let head = (&self.head[..], self.length_bytes);
+                self.tell(session, iface, false, head, || describe(tables, meta, verdict));
+            }
+            if let Some(out) = out.filter(|out| !session.trace && session.filter.is_at(out)) {
+                let head = (packet.head(), packet.frame_bytes() as u32);
+                self.tell(session, out, true, head, String::new);
             }
         }
         self.sessions = sessions;
     }
 
-    fn matches(
+    /// Sends one record, unless there were enough or the channel is full.
+    fn tell(
         &self,
         session: &Session,
-        iface: &Iface,
-        meta: &Meta,
-        verdict: Verdict,
-        facts: &Facts,
-    ) -> bool {
-        let filter = &session.filter;
-        let drops = matches!(verdict, Verdict::Drop(_) | Verdict::DropAnswer(_));
-        let leaves_there = |id| !session.trace && meta.out == id;
-        filter.vrf.is_none_or(|vrf| vrf == meta.vrf || vrf == iface.vrf)
-            && filter.iface.is_none_or(|id| id == iface.id || leaves_there(id))
-            && filter.host.is_none_or(|ip| facts.has(ip))
-            && filter.protocol.is_none_or(|p| facts.layers.iter().any(|l| l.protocol == p))
-            && filter.port.is_none_or(|p| facts.layers.iter().any(|l| l.ports.contains(&p)))
-            && (!filter.drops_only || drops)
+        at: &Iface,
+        outbound: bool,
+        (head, length_bytes): (&[u8], u32),
+        verdict: impl FnOnce() -> String,
+    ) {
+        if session.left.fetch_sub(1, Ordering::Relaxed) <= 0 {
+            return;
+        }
+        let record = Record {
+            time_ns: crate::control::events::now_ns(),
+            iface: at.name.clone(),
+            outbound,
+            head: head[..head.len().min(session.snap_bytes)].to_vec(),
+            length_bytes,
+            steps: if session.trace { self.steps.clone() } else { Vec::new() },
+            verdict: verdict(),
+        };
+        if session.sink.try_send(record).is_err() {
+            session.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Filter {
+    /// Whether the session wants to know of packets at this interface.
+    fn is_at(&self, iface: &Iface) -> bool {
+        self.iface.is_none_or(|id| id == iface.id)
     }
 
-    fn record(
-        &self,
-        session: &Session,
-        tables: &Tables,
-        iface: &Iface,
-        meta: &Meta,
-        verdict: Verdict,
-    ) -> Record {
-        let keep = self.head.len().min(session.snap_bytes);
-        Record {
-            time_ns: crate::control::events::now_ns(),
-            iface: iface.name.clone(),
-            outbound: false,
-            head: self.head[..keep].to_vec(),
-            length_bytes: self.length_bytes,
-            steps: if session.trace { self.steps.clone() } else { Vec::new() },
-            verdict: describe(tables, meta, verdict),
-        }
+    /// Everything but the interface.
+    fn matches(&self, iface: &Iface, meta: &Meta, verdict: Verdict, facts: &Facts) -> bool {
+        let drops = matches!(verdict, Verdict::Drop(_) | Verdict::DropAnswer(_));
+        self.vrf.is_none_or(|vrf| vrf == meta.vrf || vrf == iface.vrf)
+            && self.host.is_none_or(|ip| facts.has(ip))
+            && self.protocol.is_none_or(|p| facts.layers.iter().any(|l| l.protocol == p))
+            && self.port.is_none_or(|p| facts.layers.iter().any(|l| l.ports.contains(&p)))
+            && (!self.drops_only || drops)
     }
 }
 
@@ -279,5 +295,70 @@ impl Facts {
         if tunnel && self.layers.len() < 2 {
             self.ethernet(rest.get(16..).unwrap_or(&[]));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::testing::{self, frames};
+    use wire::Mac;
+
+    /// A session with room for `room` records, of which `left` are wanted.
+    fn session(
+        filter: Filter,
+        trace: bool,
+        room: usize,
+        left: i64,
+    ) -> (Arc<Session>, mpsc::Receiver<Record>) {
+        let (sink, records) = mpsc::channel(room);
+        let session = Session {
+            id: 1,
+            filter,
+            trace,
+            snap_bytes: 64,
+            left: AtomicI64::new(left),
+            lost: AtomicU64::new(0),
+            sink,
+        };
+        (Arc::new(session), records)
+    }
+
+    #[test]
+    fn facts_are_found_in_tunnels_and_in_rubbish() {
+        let inner = [192, 0, 2, 1];
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend(inner);
+        packet.extend([192, 0, 2, 2, 0x12, 0x34, 0, 53, 0, 8, 0, 0]);
+        let facts = Facts::of(&packet);
+        assert!(facts.has(IpAddr::from(inner)));
+        assert_eq!(facts.layers[0].ports, [0x1234, 53]);
+        for cut in 0..packet.len() {
+            Facts::of(&packet[..cut]);
+        }
+        assert!(Facts::of(&[0xff; 200]).layers.is_empty());
+    }
+
+    #[test]
+    fn a_full_channel_costs_records_not_the_worker() {
+        let tables = testing::tables();
+        let iface = Arc::clone(tables.iface(IfaceId(testing::HOST)).expect("in the tables"));
+        let (one, mut records) = session(Filter::default(), false, 1, 3);
+        let mut observer = Observer::default();
+        observer.observe(Observe::Start(Arc::clone(&one)));
+        let mut meta = Meta::default();
+        let mut slot = crate::path::Slot::default();
+        let mut packet = Packet::new(&mut slot, &mut meta);
+        assert!(packet.replace(&frames::ethernet(Mac([2; 6]), Mac([4; 6]), 0x0806, &[0; 28])));
+        for _ in 0..5 {
+            observer.entered(&packet);
+            observer.decided(&tables, &iface, &packet, Verdict::Consume);
+        }
+        // Three were wanted; one had room.
+        assert_eq!(one.lost.load(Ordering::Relaxed), 2);
+        let record = records.try_recv().expect("one");
+        assert_eq!((record.outbound, record.verdict.as_str()), (false, "consumed by the node"));
+        observer.observe(Observe::Stop(1));
+        assert!(!observer.active());
     }
 }

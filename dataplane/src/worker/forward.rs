@@ -103,7 +103,7 @@ impl State {
     fn decide_one_observed(&mut self, tables: &Tables, iface: &Iface, at: usize) -> Verdict {
         self.burst.refill(at);
         self.burst.sum(at);
-        self.observer.entered(iface, &mut self.burst.packet(at));
+        self.observer.entered(&self.burst.packet(at));
         let mut cx = path::Context {
             tables,
             now_ns: self.now_ns,
@@ -115,7 +115,7 @@ impl State {
         if matches!(verdict, Verdict::Refill | Verdict::Sum) {
             verdict = Verdict::Drop(DropReason::HeadTooDeep);
         }
-        self.observer.decided(tables, iface, self.burst.meta(at), verdict);
+        self.observer.decided(tables, iface, &self.burst.packet(at), verdict);
         verdict
     }
 

@@ -60,7 +60,8 @@ impl MemifRx {
     #[inline]
     pub fn poll(&mut self, iface: IfaceId, burst: &mut Burst, max_pkts: usize) -> Health {
         if self.queue.poisoned() {
-            return self.spoilt(Violation::Sigbus);
+            let cause = self.queue.cause().unwrap_or(Violation::Sigbus);
+            return self.spoilt(cause);
         }
         let max_pkts = max_pkts.min(burst.room());
         let mut claimed = burst.take_memif();
@@ -220,13 +221,13 @@ impl MemifTx {
             return Health::Violation(violation_word(violation));
         }
         if self.queue.poisoned() {
-            return Health::Violation(violation_word(Violation::Sigbus));
+            let cause = self.queue.cause().unwrap_or(Violation::Sigbus);
+            return Health::Violation(violation_word(cause));
         }
         self.queue.publish();
-        if self.queue.needs_wakeup() {
-            // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
-            let _ = notifier.signal(self.queue.eventfd());
-        }
+        // Refused: the peer's descriptor is no eventfd any more. It polls or loses. One that makes
+        // its signals slow is poisoned, which the next burst sees.
+        let _ = self.queue.notify(notifier);
         Health::Good
     }
 
@@ -248,5 +249,6 @@ pub fn violation_word(violation: Violation) -> &'static str {
         Violation::EndlessChain { .. } => "endless_chain",
         Violation::Sigbus => "memory_vanished",
         Violation::FaultRate => "fault_rate",
+        Violation::SlowSignals => "slow_signals",
     }
 }

@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 static STEP: OnceLock<String> = OnceLock::new();
 
 /// The steps of an ADD, in order, at whose end the process can be made to die.
-pub const ADD_STEPS: [&str; 6] = ["claimed", "journaled", "made", "held", "applied", "confirmed"];
+pub const ADD_STEPS: [&str; 7] =
+    ["claimed", "journaled", "made", "held", "offered", "applied", "confirmed"];
 
 /// Chooses the step. Only the first call counts.
 pub fn die_at(step: &str) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// `a ← b` of docs/architecture.md, as (b, a): b uses a.
-const ARROWS: [(&str, &str); 13] = [
+const ARROWS: [(&str, &str); 17] = [
     ("bowline-dataplane", "bowline-wire"),
     ("bowline-dataplane", "bowline-dpdk"),
     ("bowline-dpdk", "bowline-dpdk-sys"),
@@ -20,6 +20,11 @@ const ARROWS: [(&str, &str); 13] = [
     ("bowline-pktgen", "bowline-wire"),
     ("bowline-demo", "bowline-pktgen"),
     ("bowline-demo", "bowline-wire"),
+    ("bowline-bench", "bowline-demo"),
+    ("bowline-bench", "bowline-pktgen"),
+    ("bowline-bench", "bowline-wire"),
+    // The C ABI of the library.
+    ("memif-capi", "memif"),
 ];
 
 fn workspace() -> serde_json::Value {

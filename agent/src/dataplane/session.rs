@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use super::diff;
 use super::offer::OfferSocket;
 use super::{DataplaneError, Held, LOOK_FOR_EVERY, Node, PutInForce};
+use crate::fault;
 
 /// Features without which the states that the agent writes would not be honoured.
 const NEEDS: [&str; 4] = ["vxlan", "memif", "tap", "anti-spoofing"];
@@ -328,7 +329,10 @@ async fn connect(socket: &Path) -> Result<Client, DataplaneError> {
 fn away(socket: &Path, status: &Status) -> DataplaneError {
     DataplaneError::Away {
         socket: socket.to_owned(),
-        reason: format!("{:?}: {}", status.code(), status.message()),
+        reason: match std::error::Error::source(status) {
+            Some(cause) => root_cause(cause),
+            None => format!("{:?}: {}", status.code(), status.message()),
+        },
     }
 }
 
@@ -369,6 +373,7 @@ fn offer_all(
             Ok(()) => {
                 held.lock().insert(id.clone(), descriptors);
                 node.note_offered(&id, boot_id);
+                fault::reached("offered");
             }
             Err(DataplaneError::Refused { reason, .. }) => drop(failed.insert(id, reason)),
             Err(error) => return Err(error),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod dataplane;
+pub(crate) mod real;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -283,6 +284,22 @@ impl Pod {
             network: network.into(),
             annotation: None,
             device_info: None,
+        }
+    }
+
+    /// "Can ADD be served?"
+    pub(crate) fn status_request() -> Request {
+        let config = NetConf { cni_version: "1.1.0".into(), ..NetConf::default() };
+        Request {
+            version: rpc::VERSION,
+            command: rpc::Command::Status,
+            mode: CallMode::Interface,
+            container_id: String::new(),
+            netns: String::new(),
+            ifname: String::new(),
+            pod: PodArgs::default(),
+            config,
+            prev_result: None,
         }
     }
 

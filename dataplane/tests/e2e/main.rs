@@ -4,12 +4,16 @@
 //! cores do not carry two of these at once), and every node checks both account equations before
 //! it goes away.
 
+mod faults;
+mod hostile;
+mod idle;
 mod isolation;
 mod lab;
 mod local;
 mod local_memif;
 mod mtu;
 mod stall;
+mod testpmd;
 mod tunnel_fields;
 mod tunnel_guard;
 mod two_nodes;

@@ -13,6 +13,7 @@ pub mod pod;
 pub mod proc;
 pub mod pump;
 pub mod raw;
+pub mod rogue;
 pub mod sys;
 pub mod uplink;
 

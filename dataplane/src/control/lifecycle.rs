@@ -368,7 +368,12 @@ impl Control {
     }
 
     /// A memif client came, went, or was turned away.
-    pub(super) async fn memif_news(&mut self, name: &Arc<str>, news: News) {
+    pub(super) async fn memif_news(&mut self, name: &Arc<str>, serial: u64, news: News) {
+        let server = self.ports.get(name).and_then(|port| port.memif.as_ref());
+        if server.is_none_or(|server| server.serial != serial) {
+            // The interface was removed, or listens elsewhere now: the connection ends with its task.
+            return;
+        }
         match news {
             News::Up { info, rx, tx } => self.memif_up(name, &info, rx, tx).await,
             News::Down { reason, violation } => {

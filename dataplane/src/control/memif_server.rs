@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -68,6 +69,8 @@ pub enum News {
 /// duplicate and the connection.
 #[derive(Debug)]
 pub struct Server {
+    /// Never given twice: news of an earlier task of the same interface are not ours.
+    pub serial: u64,
     orders: mpsc::UnboundedSender<Order>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -83,14 +86,16 @@ impl Server {
         let listener = Listener::from_fd(listener.try_clone()?)?;
         let listener = watched(listener)?;
         let (orders, inbox) = mpsc::unbounded_channel();
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let task = Task {
+            serial,
             offer: Rc::new(RefCell::new((wanted.id, offer(&interface, wanted)))),
             interface,
             listener,
             busy: Rc::default(),
             ask,
         };
-        Ok(Self { orders, task: tokio::task::spawn_local(task.run(inbox)) })
+        Ok(Self { serial, orders, task: tokio::task::spawn_local(task.run(inbox)) })
     }
 
     /// Gives an order. A task that has ended needs none.
@@ -121,7 +126,10 @@ fn offer(interface: &str, wanted: &Memif) -> Offer {
     }
 }
 
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
 struct Task {
+    serial: u64,
     interface: Arc<str>,
     offer: Rc<RefCell<(u32, Offer)>>,
     listener: AsyncFd<Watched<Listener>>,
@@ -230,9 +238,9 @@ impl Task {
     }
 
     async fn tell(&self, news: News) {
-        let interface = Arc::clone(&self.interface);
+        let (interface, serial) = (Arc::clone(&self.interface), self.serial);
         // The control thread is gone only while the process ends.
-        let _ = self.ask.send(Ask::Memif { interface, news }).await;
+        let _ = self.ask.send(Ask::Memif { interface, serial, news }).await;
     }
 }
 

@@ -103,6 +103,8 @@ pub enum Ask {
     Memif {
         /// Whose.
         interface: Arc<str>,
+        /// Of which of its tasks.
+        serial: u64,
         /// What.
         news: memif_server::News,
     },
@@ -237,7 +239,9 @@ impl Control {
                 let error = self.offered(&offer, fds).await.err().unwrap_or_default();
                 drop(reply.send(error));
             }
-            Ask::Memif { interface, news } => self.memif_news(&interface, news).await,
+            Ask::Memif { interface, serial, news } => {
+                self.memif_news(&interface, serial, news).await;
+            }
         }
     }
 

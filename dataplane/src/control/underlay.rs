@@ -96,6 +96,8 @@ pub struct Underlay {
     neighbours: HashMap<(u32, IpAddr), (Option<Mac>, NeighbourState)>,
     /// What the routing table says of each wanted end: (device, next hop).
     routes: BTreeMap<IpAddr, Option<(u32, IpAddr)>>,
+    /// Events were lost: everything must be read again.
+    missed: bool,
 }
 
 /// Starts following. The netlink socket belongs to the caller's network namespace.
@@ -124,6 +126,7 @@ pub fn start(
         addresses: BTreeSet::new(),
         neighbours: HashMap::new(),
         routes: BTreeMap::new(),
+        missed: false,
     };
     tokio::spawn(underlay.run(events, wanted, publish));
     Ok(views)
@@ -148,6 +151,13 @@ impl Underlay {
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut routes_stale = true;
         loop {
+            if std::mem::take(&mut self.missed) {
+                self.forget();
+                if let Err(error) = self.read_all().await {
+                    tracing::warn!(%error, "reading the node's links and neighbours again");
+                }
+                routes_stale = true;
+            }
             if std::mem::take(&mut routes_stale) {
                 let ends = wanted.borrow_and_update().ends.clone();
                 self.read_routes(&ends).await;
@@ -179,6 +189,12 @@ impl Underlay {
         }
     }
 
+    fn forget(&mut self) {
+        self.links.clear();
+        self.addresses.clear();
+        self.neighbours.clear();
+    }
+
     async fn read_all(&mut self) -> Result<(), rtnetlink::Error> {
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
@@ -197,7 +213,15 @@ impl Underlay {
 
     /// Takes note of an event. Whether routes must be looked up again.
     fn note(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> bool {
-        let NetlinkPayload::InnerMessage(message) = payload else { return false };
+        let message = match payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            NetlinkPayload::Overrun(_) => {
+                // The kernel had more to say than the socket holds.
+                self.missed = true;
+                return false;
+            }
+            _ => return false,
+        };
         match message {
             RouteNetlinkMessage::NewNeighbour(neighbour) => {
                 self.note_neighbour(&neighbour, true);

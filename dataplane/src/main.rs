@@ -97,6 +97,9 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    if let Err(error) = dataplane::sys::priority::urgent() {
+        tracing::debug!(%error, "starting without precedence");
+    }
     // Signals are held back from here on, so that what was taken is given back.
     let stop = stop_on_signal()?;
     control::start::nobody_serves(&args.socket)?;

@@ -17,6 +17,7 @@ use super::ports::Workers;
 use super::{Control, Fixed, descriptors, server, underlay};
 use crate::copy::{Channel, Thresholds};
 use crate::port::{Rx, Tx};
+use crate::sys::priority;
 use crate::table::counters::per_worker;
 use crate::table::{Iface, IfaceId, IfaceKind, Tables, TxOwner, VrfId};
 use crate::worker::{Polling, Worker, setup};
@@ -234,6 +235,8 @@ fn build(
         worker.use_channel(channel, config.thresholds);
     }
     let threads = spawn_workers(made.workers, &config.cpus)?;
+    // The node has its network: the rest is not urgent.
+    let _ = priority::ordinary();
     let (tunnel_ends, wanted) = watch::channel(underlay::Wanted::default());
     let underlay = underlay::start(exits, wanted).map_err(system("netlink socket"))?;
     let facts = Facts {
@@ -336,6 +339,8 @@ fn spawn_workers(
             .name(format!("worker{id}"))
             .spawn(move || {
                 let result = pin(cpu);
+                // Others on this core have their turns, too. Giving way is never refused.
+                let _ = priority::ordinary();
                 let works = result.is_ok();
                 // The receiver waits for it.
                 let _ = pinned.send(result);

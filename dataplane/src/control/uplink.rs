@@ -348,6 +348,8 @@ mod device {
     /// Buffers for each queue: descriptors, bursts, frames that other workers still copy. An
     /// af_xdp queue takes 2048 for its fill ring, and loses them when it does not come up.
     const BUFFERS_PER_QUEUE: u32 = 12_288;
+    /// An af_packet queue copies to and from its ring, and holds none.
+    const BUFFERS_PER_COPYING_QUEUE: u32 = 4096;
     /// A buffer with its headers, at MTU 1500.
     const BUFFER_BYTES: u32 = 2560;
     /// How often, and after which pause, an XDP queue is asked for.
@@ -436,9 +438,11 @@ mod device {
     ) -> Result<Started, Error> {
         let eal = eal(request)?;
         let failed = failed(request);
+        let copies = request.driver == "net_af_packet";
+        let buffers = if copies { BUFFERS_PER_COPYING_QUEUE } else { BUFFERS_PER_QUEUE };
         let pool = MempoolConfig {
             // One less than a multiple of a power of two wastes least.
-            mbufs: BUFFERS_PER_QUEUE * u32::from(workers) - 1,
+            mbufs: buffers * u32::from(workers) - 1,
             data_bytes: MempoolConfig::default().data_bytes.max(mtu + LINK_HEADER_BYTES),
             ..MempoolConfig::default()
         };

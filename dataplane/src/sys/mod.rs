@@ -6,4 +6,5 @@ pub mod ethtool;
 pub mod gather;
 pub mod netns;
 pub mod packet;
+pub mod priority;
 pub mod tun;

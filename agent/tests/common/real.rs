@@ -12,6 +12,12 @@ fn program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
         let folder = Path::new(env!("CARGO_BIN_EXE_bowline-agent")).parent().unwrap();
+        // `cargo test --workspace` has built it; building it again from here would resolve other
+        // features and compile half of the dependencies a second time.
+        let built = folder.join("bowline-dataplane");
+        if built.exists() {
+            return built;
+        }
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "-q", "-p", "bowline-dataplane", "--bin", "bowline-dataplane"]);

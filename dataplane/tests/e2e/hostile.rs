@@ -71,7 +71,7 @@ impl Bystanders {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("not finished before");
         let (sent, received) = thread.join().expect("honest pods");
-        assert!(sent > 5000, "{sent}");
+        assert!(sent > 1000, "{sent}");
         assert_eq!(sent, received, "bystanders lost frames");
     }
 }

@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code demo demo-clean bench fmt clippy clean
+.PHONY: help deps build test test-code mutants demo demo-clean bench fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -18,15 +18,21 @@ build: ## Build all programs, optimised, into target/release
 	@$(DEPS) build
 	cargo build --release --workspace
 
-test: test-code build ## Format, lints, all tests, then the demo over both kinds of uplink
+test: test-code ## Format, lints, all tests, then the demo over both kinds of uplink
 	$(MAKE) demo UPLINK=$(UPLINK)
 	$(MAKE) demo UPLINK=packet
 
+# Tests that push real traffic take the optimised data plane.
 test-code: ## Format, lints and all tests
 	@$(DEPS) build test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo test --workspace
+	cargo build --release --workspace
+	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane cargo test --workspace
+
+mutants: ## Data planes with one check off, which the tests must notice
+	@$(DEPS) build test
+	deploy/mutants/run
 
 demo: build ## Two nodes, overlapping networks, proof of isolation (UPLINK=packet, KEEP=1)
 	@$(DEPS) demo

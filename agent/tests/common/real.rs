@@ -11,6 +11,9 @@ use super::{Agent, eventually};
 fn program() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
+        if let Some(given) = std::env::var_os("BOWLINE_DATAPLANE") {
+            return given.into();
+        }
         let folder = Path::new(env!("CARGO_BIN_EXE_bowline-agent")).parent().unwrap();
         // `cargo test --workspace` has built it; building it again from here would resolve other
         // features and compile half of the dependencies a second time.

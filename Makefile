@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code mutants demo demo-clean bench fmt clippy clean
+.PHONY: help deps build test test-code mutants demo demo-clean bench bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -45,6 +45,10 @@ demo-clean: ## Remove all that a demo left behind
 bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
 	@$(DEPS) bench
 	target/release/bowline-bench
+
+bench-dma: ## Compare the copy engines; DMA="wq0.0" names a work queue of an Intel DSA
+	@$(DEPS) build
+	cargo run --release -p bowline-dataplane --example copy_engines -- --read $(or $(DMA),dma_skeleton)
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release --example memif_route -- rate   [frame bytes] [rounds]
 //! cargo run --release --example memif_route -- turn   [frame bytes] [rounds]
+//! cargo run --release --example memif_route -- cross  [frame bytes] [rounds]
 //! cargo run --release --example memif_route -- stages [frame bytes] [rounds]
 //! ```
 //!
@@ -11,6 +12,8 @@
 //! - `turn`: all on one core, a full burst per turn; nanoseconds per packet of the worker's turn
 //!   alone. Repeats well on a noisy machine (look at the minimum), and under
 //!   `valgrind --tool=callgrind --toggle-collect='*Worker*turn*'` it counts instructions.
+//! - `cross`: as `turn`, with generator and sink on the other core, so that every line of the rings
+//!   and buffers comes from there.
 //! - `stages`: the same parts called one after the other with a clock in between.
 
 use std::sync::Arc;
@@ -45,6 +48,7 @@ fn main() {
     let mut pods = Pods::new(bytes);
     match mode.as_str() {
         "turn" => turn(&mut pods, rounds),
+        "cross" => cross(pods, rounds),
         "stages" => stages(&mut pods, rounds),
         _ => rate(&mut pods, rounds),
     }
@@ -161,6 +165,32 @@ fn turn(pods: &mut Pods, rounds: usize) {
         }
     }
     println!("{} B: turn {cost} ({})", pods.bytes, pods.sum);
+}
+
+fn cross(mut pods: Pods, rounds: usize) {
+    let mut worker = pods.worker();
+    let bytes = pods.bytes;
+    std::thread::spawn(move || {
+        pin(0);
+        loop {
+            pods.send(BURST_PKTS);
+            if pods.receive() == 0 {
+                // On a busy machine the other side gets its turn, on an idle one this is nothing.
+                std::thread::yield_now();
+            }
+        }
+    });
+    pin(1);
+    let mut cost = Cost::default();
+    while cost.0.len() < rounds * TURNS {
+        let start = Instant::now();
+        let moved = worker.turn();
+        cost.note(start.elapsed(), moved);
+        if moved == 0 {
+            std::thread::yield_now();
+        }
+    }
+    println!("{bytes} B: turn across cores {cost}");
 }
 
 /// One burst, part by part, as the worker does it.

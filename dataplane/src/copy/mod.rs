@@ -18,6 +18,7 @@ mod dma;
 #[cfg(feature = "dpdk")]
 mod dmadev;
 mod list;
+pub mod measure;
 mod seg;
 mod sum;
 #[cfg(test)]

@@ -28,7 +28,7 @@ test-code: ## Format, lints and all tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
-	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane cargo test --workspace
+	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane cargo test --workspace --no-fail-fast
 
 mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test

@@ -414,6 +414,11 @@ fn a_stopped_testpmd_goes_on() {
     let pid = nix::unistd::Pid::from_raw(testpmd.child.id().cast_signed());
     let before = common::resources();
     kill(pid, Signal::SIGSTOP).unwrap();
+    // The signal takes its time to reach a thread that runs on the other core.
+    wait_for("testpmd to stand still", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')).then_some(())
+    });
     let stopped = Instant::now();
     let (mut sent, mut buffer) = (0, [0; 2048]);
     // Longer than any time-out of ours.

@@ -344,7 +344,8 @@ fn an_eventfd_with_a_crowd_of_waiters_is_noticed() {
         rogue.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT));
         rogue.set_head(M2S_AT, head);
         assert!(tx.send(&[0; 60]).unwrap());
-        tx.flush(&mut notifier).unwrap();
+        tx.publish();
+        tx.notify(&mut notifier).unwrap();
     };
     for head in 1..=200 {
         send(&mut tx, head);

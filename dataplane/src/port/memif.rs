@@ -230,9 +230,12 @@ impl MemifTx {
             return Health::Violation(violation_word(cause));
         }
         self.queue.publish();
-        // Refused: the peer's descriptor is no eventfd any more. It polls or loses. One that makes
-        // its signals slow is poisoned, which the next burst sees.
-        let _ = self.queue.notify(notifier);
+        if self.queue.needs_wakeup() {
+            // Refused: the peer's descriptor is no eventfd any more. It polls or loses. (Not
+            // `notify`: it convicts peers whose signals take long, and on a worker that also
+            // writes taps the kernel's network interrupts run within the call.)
+            let _ = notifier.signal(self.queue.eventfd());
+        }
         Health::Good
     }
 

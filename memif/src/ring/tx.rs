@@ -278,7 +278,8 @@ impl TxQueue {
     }
 
     /// Signals the peer if it wants that; a peer that makes its signals slow is poisoned. Once per
-    /// burst, after [`publish`](Self::publish).
+    /// burst, after [`publish`](Self::publish). Only for threads that do nothing else in the kernel:
+    /// where network interrupts run within the call, an honest peer looks slow.
     ///
     /// # Errors
     /// The signal was refused by the kernel.
@@ -332,7 +333,7 @@ impl TxQueue {
             return Ok(());
         }
         self.publish();
-        self.notify(notifier)
+        if self.needs_wakeup() { notifier.signal(self.eventfd()) } else { Ok(()) }
     }
 
     /// Whether the connection is spoilt, see [`crate::RxQueue::poisoned`].

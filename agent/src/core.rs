@@ -1,7 +1,7 @@
 //! What the agent knows of its node: the catalog in force, what is attached, and what the data plane
 //! shall do about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use multinet::realm::{self, state::State};
 use multinet::rules::{self, Checked};
 use multinet::types::block::AddressBlock;
+use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
@@ -17,6 +18,9 @@ use crate::catalog::{Catalog, Snapshot};
 use crate::dataplane::{DescriptorKind, Descriptors, Node};
 use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
 use crate::pod::{self, Device, Netns};
+
+/// The age of what nobody uses: younger than anything.
+const NOT_IN_USE: &str = "9999-12-31T23:59:59Z";
 
 /// The agent's state of mind. Shared by all its tasks.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub struct Core {
     /// Where attachments outlive the agent.
     pub journal: Journal,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
-    checked: Mutex<Option<(Arc<Snapshot>, Arc<Checked>)>>,
+    checked: Mutex<Option<LastCheck>>,
     /// Sentences about what had to be left out, as last logged.
     notes: Mutex<Vec<String>>,
 }
@@ -50,27 +54,26 @@ impl Core {
     /// Networks and pools of a snapshot, checked against each other; from memory where they are the
     /// same as the last time.
     pub fn checked(&self, snapshot: &Arc<Snapshot>) -> Arc<Checked> {
+        let in_use = InUse::of(snapshot);
         let mut cache = lock(&self.checked);
-        if let Some((known, checked)) = cache.as_ref()
-            && same_rules(known, snapshot)
+        if let Some(last) = cache.as_ref()
+            && last.in_use == in_use
+            && same_rules(&last.snapshot, snapshot)
         {
-            return checked.clone();
-        }
-        fn by_name<R: multinet::types::meta::Resource>(of: &Snapshot) -> BTreeMap<String, R> {
-            of.list::<R>().map(|r| (r.meta().name.clone(), R::clone(&r))).collect()
+            return last.checked.clone();
         }
         let catalog = rules::Catalog {
-            networks: by_name::<Network>(snapshot),
-            pools: by_name::<SpiderIPPool>(snapshot),
-            reserved: by_name::<SpiderReservedIP>(snapshot),
+            networks: by_age::<Network>(snapshot, &in_use.networks),
+            pools: by_age::<SpiderIPPool>(snapshot, &in_use.pools),
+            reserved: by_age::<SpiderReservedIP>(snapshot, &BTreeSet::new()),
         };
         let checked = Arc::new(Checked::new(&catalog));
         for problem in &checked.problems {
-            if cache.as_ref().is_none_or(|(_, old)| !old.problems.contains(problem)) {
+            if cache.as_ref().is_none_or(|last| !last.checked.problems.contains(problem)) {
                 tracing::warn!("{problem}");
             }
         }
-        *cache = Some((snapshot.clone(), checked.clone()));
+        *cache = Some(LastCheck { snapshot: snapshot.clone(), in_use, checked: checked.clone() });
         checked
     }
 
@@ -206,6 +209,53 @@ impl Node for Core {
         let made = netns.run(|| pod::reopen(&plan)).map_err(|e| e.to_string())?;
         Ok(descriptors(plan.device, made.descriptors))
     }
+}
+
+/// The rules' last verdict, and what it was about.
+#[derive(Debug)]
+struct LastCheck {
+    snapshot: Arc<Snapshot>,
+    in_use: InUse,
+    checked: Arc<Checked>,
+}
+
+/// Networks and pools that somebody holds addresses of.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct InUse {
+    networks: BTreeSet<String>,
+    pools: BTreeSet<String>,
+}
+
+impl InUse {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut in_use = Self::default();
+        for block in snapshot.list::<AddressBlock>() {
+            for entry in block.held() {
+                if !in_use.pools.contains(&entry.pool) {
+                    in_use.pools.insert(entry.pool.clone());
+                }
+                if !in_use.networks.contains(&block.spec.network) {
+                    in_use.networks.insert(block.spec.network.clone());
+                }
+            }
+        }
+        in_use
+    }
+}
+
+/// Objects by name. Of two that cannot both be, the older wins; files have no creation time, so that
+/// names would decide, and a new file could push aside what runs. Here what is in use counts as
+/// older: all nodes see the same claims and thus decide alike.
+fn by_age<R: Resource>(snapshot: &Snapshot, in_use: &BTreeSet<String>) -> BTreeMap<String, R> {
+    let aged = |object: Arc<R>| {
+        let mut object = R::clone(&object);
+        let meta = object.meta_mut();
+        if meta.creation_timestamp.is_none() && !in_use.contains(&meta.name) {
+            meta.creation_timestamp = Some(NOT_IN_USE.to_owned());
+        }
+        (object.meta().name.clone(), object)
+    };
+    snapshot.list::<R>().map(aged).collect()
 }
 
 /// The namespace at `path`, if it is still the one that it was.

@@ -328,6 +328,39 @@ spec: {subnet: 10.8.0.0/24, ips: [10.8.0.2-10.8.0.250], gateway: 10.8.0.1}
 }
 
 #[test]
+fn a_new_file_cannot_push_aside_what_runs() {
+    let node = node();
+    let netns = Netns::new();
+    let pod = Pod::new("a", &netns, "blue", "eth0");
+    let result = node.agent.add(&pod);
+    let served = || {
+        let told = node.dataplane.told.lock().unwrap();
+        (told.networks["blue"].vni, told.networks["blue"].gateways.len())
+    };
+    assert_eq!(served(), (56, 2));
+    // Both would win by name: a Network with blue's VNI, and a pool over blue's subnet.
+    let rivals = r#"
+apiVersion: bowline.dev/v1alpha1
+kind: Network
+metadata: {name: aaa}
+spec: {vni: 56, namespaceSelector: {}, ipPools: {ipv4: [aaa-v4]}}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: aaa-v4, labels: {bowline.dev/network: blue}}
+spec: {subnet: 10.7.0.0/16, ips: [10.7.0.2-10.7.0.250]}
+"#;
+    write(&node.agent.catalog, "aaa.yaml", rivals);
+    let other = Netns::new();
+    let error = node.agent.add_refused(&Pod::new("b", &other, "aaa", "eth0"));
+    assert!(error.msg.contains("belongs to the older Network blue"), "{}", error.msg);
+    assert_eq!(served(), (56, 2));
+    let second = node.agent.add(&Pod::new("b", &other, "blue", "eth0"));
+    assert_eq!(second.ips[0].address, "10.7.0.3/24");
+    assert_eq!(node.agent.add(&pod), result);
+}
+
+#[test]
 fn a_memif_is_described_to_who_asks() {
     let node = node();
     let netns = Netns::new();

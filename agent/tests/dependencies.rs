@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// `a ← b` of docs/architecture.md, as (b, a): b uses a.
-const ARROWS: [(&str, &str); 17] = [
+const ARROWS: [(&str, &str); 20] = [
     ("bowline-dataplane", "bowline-wire"),
     ("bowline-dataplane", "bowline-dpdk"),
     ("bowline-dpdk", "bowline-dpdk-sys"),
@@ -15,6 +15,9 @@ const ARROWS: [(&str, &str); 17] = [
     ("bowline-agent", "multinet"),
     ("bowline-agent", "bowline-cni"),
     ("bowline-controller", "multinet"),
+    ("bowline-kube", "multinet"),
+    ("bowline-agent", "bowline-kube"),
+    ("bowline-controller", "bowline-kube"),
     // Tools beside the product: they may use libraries, nothing may use them.
     ("bowline-pktgen", "memif"),
     ("bowline-pktgen", "bowline-wire"),

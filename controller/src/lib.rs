@@ -1,0 +1,2 @@
+//! The cluster daemon: validates, fills defaults, generates, reclaims.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The cluster daemon.
+fn main() {}

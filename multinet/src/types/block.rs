@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::meta::resource;
@@ -105,18 +106,24 @@ impl AddressBlock {
 }
 
 /// What is known about the addresses of a block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.network == oldSelf.network && self.cidr == oldSelf.cidr",
+     "message": "network and cidr cannot be changed; they make the block's name"}
+]))]
 pub struct AddressBlockSpec {
     /// The Network; empty = the LAN domain of the IPAM-only plugin.
     pub network: String,
     /// The 64 addresses.
+    #[schemars(with = "String")]
     pub cidr: IpNet,
     /// The node that the block is bound to: one route leads there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Addresses that are not plainly free.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub entries: Vec<Entry>,
 }
 
@@ -133,16 +140,18 @@ impl Default for AddressBlockSpec {
 }
 
 /// What is known about one address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// The address.
+    #[schemars(with = "String")]
     pub address: IpAddr,
     /// Whether it is held, and how.
     pub state: EntryState,
     /// Who holds it; for a released address who had it last, so that a pod whose sandbox is made
     /// anew gets it back; absent in quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "OwnerSchema")]
     pub owner: Option<Owner>,
     /// The interface inside the pod (or on the node).
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -168,7 +177,7 @@ pub struct Entry {
 }
 
 /// Whether an address is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum EntryState {
     /// Claimed for an ADD that has not finished.
     Intent,
@@ -206,6 +215,25 @@ pub enum Owner {
         /// Its name.
         name: String,
     },
+}
+
+/// [`Owner`] as an OpenAPI schema of Kubernetes can say it: one object, fields by kind.
+#[derive(JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.kind == 'Pod' ? has(self.namespace) && has(self.uid) : !has(self.namespace) && !has(self.uid)",
+     "message": "a Pod has namespace and uid, a Node has neither"}
+]))]
+#[expect(dead_code, reason = "its fields are read by the derive alone")]
+struct OwnerSchema {
+    /// `Pod` or `Node`.
+    #[schemars(extend("enum" = ["Pod", "Node"]))]
+    kind: String,
+    /// Namespace of a pod.
+    namespace: Option<String>,
+    /// Name of the pod or node.
+    name: String,
+    /// UID of a pod; for static pods the annotation `kubernetes.io/config.hash`.
+    uid: Option<String>,
 }
 
 impl Owner {

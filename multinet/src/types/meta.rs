@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -128,7 +129,7 @@ macro_rules! resource {
             /// Name, labels, version …
             pub metadata: $crate::types::meta::ObjectMeta,
             /// What is asked for, or held.
-            #[serde(default)]
+            #[serde(default, skip_serializing_if = "crate::types::core::is_empty")]
             pub spec: $spec,
             /// What became of it.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,8 +173,9 @@ macro_rules! resource {
 pub(crate) use resource;
 
 /// `status.conditions[]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["type", "status", "reason", "message"]))]
 pub struct Condition {
     /// For instance `Ready`.
     #[serde(rename = "type")]
@@ -193,8 +195,9 @@ pub struct Condition {
 }
 
 /// A label selector. The empty selector matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct LabelSelector {
     /// Labels that must be there with these values.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -205,8 +208,9 @@ pub struct LabelSelector {
 }
 
 /// One requirement of a [`LabelSelector`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["key", "operator"]))]
 pub struct Requirement {
     /// The label.
     pub key: String,

@@ -2,9 +2,13 @@
 //! [`crate::rules`]).
 
 pub mod block;
+pub mod coordinator;
 pub mod core;
+pub mod endpoint;
 pub mod mac;
 pub mod meta;
+pub mod multus;
 pub mod network;
 pub mod node;
 pub mod pool;
+pub mod subnet;

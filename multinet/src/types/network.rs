@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::mac::Mac;
@@ -35,8 +36,18 @@ impl Network {
 }
 
 /// What a Network shall be.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "!has(oldSelf.vni) || !has(self.vni) || self.vni == oldSelf.vni",
+     "message": "vni cannot be changed; make a new Network"},
+    {"rule": "self.encapsulation == 'VXLAN' || !has(self.vni)",
+     "message": "vni belongs to encapsulation VXLAN only; remove it or set encapsulation: VXLAN"},
+    {"rule": "(self.encapsulation == 'VLAN') == has(self.vlanID)",
+     "message": "vlanID belongs to encapsulation VLAN, which needs it: 0 (untagged) to 4094"},
+    {"rule": "self.encapsulation == 'VXLAN' || !has(self.peers) || size(self.peers) == 0",
+     "message": "peers belong to encapsulation VXLAN only; remove them"}
+]))]
 pub struct NetworkSpec {
     /// How packets travel between nodes.
     pub encapsulation: Encapsulation,
@@ -44,9 +55,11 @@ pub struct NetworkSpec {
     pub mode: Mode,
     /// VXLAN: 1..16777215, unique, immutable; allocated when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_215))]
     pub vni: Option<u32>,
     /// VLAN only; 0 = untagged.
     #[serde(rename = "vlanID", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4094))]
     pub vlan_id: Option<u16>,
     /// Which uplink carries it; empty = the main one.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -54,6 +67,7 @@ pub struct NetworkSpec {
     /// Spiderpool pools, tried in this order.
     pub ip_pools: PoolLists,
     /// MTU of pods' interfaces; 0 = the smallest that every node carries.
+    #[schemars(range(max = 9216))]
     pub mtu: u32,
     /// Who may attach; absent: nobody (for `default`: everybody).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +80,7 @@ pub struct NetworkSpec {
 }
 
 /// How packets of a Network travel between nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Encapsulation {
     /// RFC 7348 between the nodes' tunnel ends.
     #[default]
@@ -80,7 +94,7 @@ pub enum Encapsulation {
 }
 
 /// What a Network forwards by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Mode {
     /// Routes between addresses.
     #[default]
@@ -88,7 +102,7 @@ pub enum Mode {
 }
 
 /// Names of pools by family.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PoolLists {
     /// IPv4 pools.
@@ -113,19 +127,22 @@ impl PoolLists {
 }
 
 /// A foreign tunnel end: a Linux VXLAN device or a hardware VTEP.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     /// Its address on the underlay.
+    #[schemars(with = "String")]
     pub vtep: IpAddr,
     /// Destination of the inner Ethernet header.
+    #[schemars(with = "String", regex(pattern = r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$"))]
     pub mac: Mac,
     /// What is behind it.
     #[serde(default)]
+    #[schemars(with = "Vec<String>")]
     pub prefixes: Vec<IpNet>,
 }
 
 /// What a pod's interface is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterfaceType {
     /// A kernel device in the pod's network namespace.
@@ -150,21 +167,31 @@ impl InterfaceType {
 }
 
 /// Defaults and caps of the interfaces that attach to a Network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {"rule": "self.rxQueues <= self.maxQueues && self.txQueues <= self.maxQueues",
+     "message": "rxQueues and txQueues must be 1 to maxQueues"},
+    {"rule": "self.ringSize <= self.maxRingSize", "message": "ringSize must be at most maxRingSize"}
+]))]
 pub struct InterfaceDefaults {
     /// The type of interfaces whose name does not say otherwise.
     #[serde(rename = "type")]
     pub kind: InterfaceType,
     /// Queues that the pod receives from.
+    #[schemars(range(min = 1, max = 128))]
     pub rx_queues: u32,
     /// Queues that the pod sends to.
+    #[schemars(range(min = 1, max = 128))]
     pub tx_queues: u32,
     /// Slots of a ring, a power of two.
+    #[schemars(range(min = 32, max = 16384))]
     pub ring_size: u32,
     /// Cap on `rxQueues` and `txQueues` of a pod.
+    #[schemars(range(min = 1, max = 128))]
     pub max_queues: u32,
     /// Cap on `ringSize` of a pod.
+    #[schemars(range(min = 32, max = 16384))]
     pub max_ring_size: u32,
     /// memif and vhost-user: refuse memory that its owner can still shrink.
     pub require_sealed_memory: bool,
@@ -185,7 +212,7 @@ impl Default for InterfaceDefaults {
 }
 
 /// What became of a Network.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkStatus {
     /// The VNI in force.

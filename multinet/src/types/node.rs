@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::mac::Mac;
@@ -27,16 +28,18 @@ impl NodeState {
 }
 
 /// What the node's agent says of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStateSpec {
     /// Tunnel ends and MTU, one entry per physical network.
     pub uplinks: Vec<NodeUplink>,
     /// Destination of the inner Ethernet header of packets tunnelled to this node.
     #[serde(rename = "routerMAC")]
+    #[schemars(with = "String", regex(pattern = r"^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$"))]
     pub router_mac: Mac,
     /// The node's own addresses in `default`, on `bowline0`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
     pub node_addresses: Vec<IpAddr>,
     /// Networks in use on the node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -49,7 +52,7 @@ pub struct NodeStateSpec {
 }
 
 /// A node's leg into a physical network.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeUplink {
     /// Empty = the main one.
@@ -60,9 +63,11 @@ pub struct NodeUplink {
     pub name: String,
     /// The IPv4 tunnel end.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub ipv4: Option<Ipv4Addr>,
     /// The IPv6 tunnel end.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub ipv6: Option<Ipv6Addr>,
     /// MTU of the uplink.
     pub mtu: u32,
@@ -76,7 +81,7 @@ impl NodeUplink {
 }
 
 /// Versions of the processes on a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Versions {
     /// The agent's.
@@ -86,7 +91,7 @@ pub struct Versions {
 }
 
 /// What became of the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct NodeStateStatus {
     /// `Ready` and others.

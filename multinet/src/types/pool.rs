@@ -4,8 +4,10 @@
 //! upstream's schema admits can be read, and [`crate::rules::Pool`] is the checked form that all
 //! rules work on. What Bowline adds are annotations, see [`annotation`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::meta::Condition;
 use super::meta::{LabelSelector, resource};
 
 /// Labels and annotations on pools.
@@ -21,6 +23,9 @@ pub mod annotation {
     pub const BLOCK_BINDING: &str = "bowline.dev/block-binding";
     /// `"false"`: what leaves `default` keeps its source address.
     pub const MASQUERADE: &str = "bowline.dev/masquerade";
+    /// On pools and subnets, whose status has no room for them: a JSON list of
+    /// [`super::Condition`], for people.
+    pub const CONDITIONS: &str = "bowline.dev/conditions";
 }
 
 resource! {
@@ -34,11 +39,16 @@ resource! {
 }
 
 /// What a pool holds and for whom.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["subnet"]), extend("x-kubernetes-validations" = [
+    {"rule": "self.subnet == oldSelf.subnet", "message": "subnet cannot be changed; make a new object"},
+    {"rule": "isCIDR(self.subnet)", "message": "subnet is not a prefix; write it like 10.0.0.0/24 or fd00:1::/64"}
+]))]
 pub struct IPPoolSpec {
     /// 4 or 6; derived from `subnet` when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [4, 6]))]
     pub ip_version: Option<i64>,
     /// The prefix that the addresses lie in; required, canonical, immutable.
     pub subnet: String,
@@ -74,15 +84,18 @@ pub struct IPPoolSpec {
     pub multus_name: Vec<String>,
     /// One of the cluster's default pools.
     #[serde(rename = "default", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = false))]
     pub is_default: Option<bool>,
     /// No new allocations; releasing goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = false))]
     pub disable: Option<bool>,
 }
 
 /// A route of a pool's pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["dst", "gw"]))]
 pub struct PoolRoute {
     /// Destination prefix.
     pub dst: String,
@@ -91,7 +104,7 @@ pub struct PoolRoute {
 }
 
 /// A projection for people; no decision reads it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct IPPoolStatus {
     /// Upstream's JSON text `{"<ip>":{"pod":"ns/name","podUid":"…"}}`.
@@ -99,18 +112,23 @@ pub struct IPPoolStatus {
     pub allocated_ips: Option<String>,
     /// Addresses in the pool.
     #[serde(rename = "totalIPCount", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub total_ip_count: Option<i64>,
     /// Addresses held.
     #[serde(rename = "allocatedIPCount", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub allocated_ip_count: Option<i64>,
 }
 
 /// Addresses that are never handed out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReservedIPSpec {
     /// 4 or 6; derived from the first address when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = [4, 6], "x-kubernetes-validations" = [
+        {"rule": "self == oldSelf", "message": "ipVersion cannot be changed; make a new object"}
+    ]))]
     pub ip_version: Option<i64>,
     /// Addresses and ranges.
     #[serde(rename = "ips")]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`types`] | the objects: Network, AddressBlock, NodeState, Spiderpool's kinds |
 //! | [`range`] | sets of addresses |
+//! | [`crd`] | the kinds as Kubernetes is told of them |
 //! | [`rules`] | what is right and wrong about objects |
 //! | [`pod`] | what a pod asks for, may have and gets |
 //! | [`ipam`] | who gets which address |
@@ -17,6 +18,7 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod crd;
 pub mod ipam;
 pub mod memory;
 pub mod pod;

@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code mutants demo demo-clean bench bench-dma fmt clippy clean
+.PHONY: help deps build test test-code mutants demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -41,6 +41,10 @@ demo: build ## Two nodes, overlapping networks, proof of isolation (UPLINK=packe
 demo-clean: ## Remove all that a demo left behind
 	@if [ -x target/release/bowline-demo ]; then target/release/bowline-demo clean; \
 	else echo "bowline: no demo was built here, nothing to remove"; fi
+
+kube: ## Build Kubernetes itself, from Go modules, into ~/.cache/bowline-kube
+	@$(DEPS) kube
+	deploy/e2e/build.sh cluster
 
 bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
 	@$(DEPS) bench

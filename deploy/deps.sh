@@ -1,7 +1,7 @@
 #!/bin/bash
 # Checks for what a make target needs and installs what Debian has of it.
 #
-#   deploy/deps.sh build|run|demo|bench|test ...
+#   deploy/deps.sh build|run|demo|bench|test|kube ...
 #
 # Says what it does; what it cannot cure itself it names in one sentence with the remedy.
 set -eu
@@ -10,6 +10,7 @@ build_packages="build-essential pkg-config clang libclang-dev libdpdk-dev"
 run_packages="iproute2 iputils-ping"
 demo_packages="$run_packages ethtool nftables iperf3"
 test_packages="$demo_packages tcpdump tshark dpdk-dev"
+kube_packages="gcc libc6-dev python3 openssl curl ethtool iproute2 procps"
 bench_packages="$demo_packages dpdk-dev openvswitch-switch-dpdk"
 
 die() { echo "bowline: $*" >&2; exit 1; }
@@ -39,6 +40,14 @@ need_toolchain() {
     have=$(rustc --version | cut -d' ' -f2)
     [ "$(printf '%s\n%s\n' "$want" "$have" | sort -V | head -1)" = "$want" ] \
         || die "Rust $have is too old: run 'rustup update stable' for $want or newer."
+}
+
+need_go() {
+    command -v go >/dev/null || die "no Go toolchain, which builds Kubernetes: install Go 1.25 or newer from https://go.dev/dl."
+    local have want=1.25
+    have=$(go env GOVERSION | sed 's/^go//')
+    [ "$(printf '%s\n%s\n' "$want" "$have" | sort -V | head -1)" = "$want" ] \
+        || die "Go $have is too old: install $want or newer from https://go.dev/dl."
 }
 
 need_tun() {
@@ -85,6 +94,11 @@ for goal in "$@"; do
             # shellcheck disable=SC2086
             install_missing $bench_packages
             need_tun; need_namespaces; say_hugepages ;;
-        *) die "deploy/deps.sh: '$goal' is not one of build, test, demo, bench." ;;
+        kube)
+            need_root; need_go
+            # shellcheck disable=SC2086
+            install_missing $kube_packages
+            need_tun; need_namespaces ;;
+        *) die "deploy/deps.sh: '$goal' is not one of build, test, demo, bench, kube." ;;
     esac
 done

@@ -1,5 +1,6 @@
 //! `bowline-dataplane`: arguments → configuration → run.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,7 +74,12 @@ fn main() -> anyhow::Result<()> {
     let log = log.unwrap_or_else(|| "info".into());
     let filter = EnvFilter::try_new(&log)
         .with_context(|| format!("--log {log}: not a filter; try info or dataplane=debug"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .init();
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the data plane must run as root: it opens taps and NICs (try sudo)"

@@ -46,6 +46,13 @@ kube: ## Build Kubernetes itself, from Go modules, into ~/.cache/bowline-kube
 	@$(DEPS) kube
 	deploy/e2e/build.sh cluster
 
+cluster: build ## A real two-node Kubernetes on this machine with Bowline as its CNI, left running
+	@$(DEPS) kube
+	deploy/e2e/cluster.sh
+
+cluster-down: ## Remove that cluster, whatever is left of it
+	@deploy/e2e/down.sh
+
 bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
 	@$(DEPS) bench
 	target/release/bowline-bench

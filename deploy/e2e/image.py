@@ -4,11 +4,13 @@
     image.py OUT.tar NAME:TAG[,NAME:TAG…] ENTRYPOINT CMD ENTRY…
 
 ENTRYPOINT and CMD are JSON lists. An ENTRY puts one thing into the image's only layer:
-SRC=DST a file, link:TARGET=DST a symbolic link, dir:=DST a folder, data:TEXT=DST a small file.
+SRC=DST a file, link:TARGET=DST a symbolic link, dir:=DST a folder, data:TEXT=DST a small file,
+tree:FOLDER=/ all that is in a folder.
 """
 import hashlib
 import io
 import json
+import os
 import sys
 import tarfile
 
@@ -28,8 +30,20 @@ def add_parents(tar, path, made):
             tar.addfile(header(folder, tarfile.DIRTYPE))
 
 
+def by_root(info):
+    """The files of a tree belong to root, and the archive's digest does not depend on when it was made."""
+    info.uid = info.gid = info.mtime = 0
+    info.uname = info.gname = ""
+    return info
+
+
 def add(tar, entry, made):
     source, name = entry.rsplit("=", 1)
+    if source.startswith("tree:"):
+        folder = source[5:]
+        for child in sorted(os.listdir(folder)):
+            tar.add(os.path.join(folder, child), child, filter=by_root)
+        return
     name = name.lstrip("/")
     add_parents(tar, name, made)
     if name in made:

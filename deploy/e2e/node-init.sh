@@ -78,7 +78,8 @@ ctr() { command ctr -a "$SOCKET" "$@"; }
 
 import_images() {
     local image
-    for image in "$IMG"/*.tar; do
+    for image in "$IMG"/*.tar "$R"/images/*.tar; do
+        [ -e "$image" ] || continue
         # An image that the node has from before a reboot is not read again.
         [ "$image" -ot "$D/imported" ] || ctr -n k8s.io images import "$image"
     done

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# cluster.sh [bare|installed|all]: a two-node Kubernetes with Bowline from its chart as the only CNI.
+#
+#   bare       images in the nodes, nothing installed
+#   installed  and Bowline, every node Ready
+#   all        and the Networks blue and red with some pods, and what to try (the default)
+set -euo pipefail
+. "$(dirname "$(readlink -f "$0")")/env.sh"
+until=${1:-all}
+kubectl() { "$HERE/kubectl.sh" "$@"; }
+
+make_images() {
+    mkdir -p "$R/images"
+    local binaries=${BOWLINE_BINARIES:-$ROOT/target/release}
+    "$HERE/../images/build.sh" node "$binaries" "$R/images/bowline.tar"
+    "$HERE/../images/build.sh" controller "$binaries" "$R/images/bowline-controller.tar"
+}
+
+nodes_ready() { [ "$(kubectl get nodes --no-headers | grep -c ' Ready')" = 2 ]; }
+
+install_bowline() {
+    kubectl create namespace bowline-system
+    "$HERE/helm.sh" install bowline "$HERE/../chart/bowline" -n bowline-system -f "$HERE/values.yaml" >/dev/null
+    until_ok 60 "ready nodes" nodes_ready
+    kubectl -n bowline-system wait --for=condition=Ready pod --all --timeout=60s >/dev/null
+}
+
+make_pods() {
+    kubectl apply -f "$HERE/manifests/networks.yaml" -f "$HERE/manifests/pods.yaml" >/dev/null
+    kubectl wait --for=condition=Ready pod --all --timeout=60s >/dev/null
+}
+
+say_what_to_try() {
+    local k="deploy/e2e/kubectl.sh"
+    cat <<T
+
+KUBECONFIG=$R/admin.kubeconfig   (inside the namespace $CPNS; $k enters it)
+
+Five things to try:
+  $k get networks,nodestates,pods -A -o wide
+  $k exec blue-1 -- ping -c 3 10.0.0.12              # blue to blue, across the nodes
+  $k exec blue-1 -- ping -c 3 -W 1 10.0.0.13         # that address is red's: no answer
+  $k -n bowline-system exec ds/bowline-dataplane -- bowline get drops
+  deploy/e2e/power-cut.sh 2; deploy/e2e/node.sh 2    # node n2 loses its power, and comes back
+
+make cluster-down removes all of it.
+T
+}
+
+"$HERE/down.sh"
+"$HERE/build.sh" cluster
+make_images
+"$HERE/up.sh"
+"$HERE/node.sh" 1
+"$HERE/node.sh" 2
+[ "$until" != bare ] || exit 0
+install_bowline
+[ "$until" != installed ] || exit 0
+make_pods
+say_what_to_try

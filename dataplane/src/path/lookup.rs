@@ -14,7 +14,7 @@ use crate::table::{HopKind, IfaceId, NextHop, NextHopId, REWRITE_MAX_BYTES, Tabl
 pub(super) type Route<'a> = (NextHopId, &'a NextHop);
 
 /// No route.
-static NOWHERE: NextHop = other(HopKind::Unreachable);
+pub(super) static NOWHERE: NextHop = other(HopKind::Unreachable);
 /// The gateway on its link-local address, which no table holds.
 static GATEWAY: NextHop = other(HopKind::Gateway);
 
@@ -59,6 +59,12 @@ static CLASS4: [Class; 256] = {
     }
     table
 };
+
+/// Whether nothing but the tables decides where a packet to this address goes.
+#[inline(always)]
+pub(super) fn routable4(dst: u32) -> bool {
+    CLASS4[(dst >> 24) as usize] == Class::Unicast
+}
 
 /// Routes an IPv4 packet.
 #[inline(always)]

@@ -18,7 +18,7 @@ pub const HEAD_MAX_BYTES: usize = 256;
 const SLOT_BYTES: usize = HEADROOM_BYTES + HEAD_MAX_BYTES;
 
 /// The bytes of one head. Where it begins and ends is in [`Meta`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Slot(pub [u8; SLOT_BYTES]);
 
@@ -58,7 +58,7 @@ pub enum Gso {
 }
 
 /// Facts about one packet, in a parallel array beside the heads.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Meta {
     /// First byte of the head in its slot.
     pub start: u16,
@@ -112,6 +112,14 @@ pub struct Meta {
     pub body_sum: u16,
     /// Whether `body_sum` is that of the body as it is.
     pub body_summed: bool,
+}
+
+impl Meta {
+    /// Bytes of the whole frame.
+    #[inline]
+    pub fn frame_bytes(&self) -> u32 {
+        u32::from(self.end - self.start) + self.body_bytes
+    }
 }
 
 const _: () = assert!(size_of::<Meta>() <= 64, "one cache line per packet");

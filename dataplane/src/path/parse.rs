@@ -96,7 +96,7 @@ pub(super) fn ip4(packet: &mut Packet<'_>, l3: u16) -> Step<Ip4> {
         bytes: l4_bytes as u32,
         there,
         ports,
-        addresses: mix(u64::from(src) << 32 | u64::from(dst)),
+        addresses: addresses4(src, dst),
     };
     if usize::from(total) < available {
         packet.trim(offset + usize::from(total));
@@ -223,6 +223,25 @@ fn mix(x: u64) -> u64 {
     x ^ x >> 32
 }
 
+#[inline(always)]
+fn addresses4(src: u32, dst: u32) -> u64 {
+    mix(u64::from(src) << 32 | u64::from(dst))
+}
+
+/// A flow's hash, from its addresses' hash.
+#[inline(always)]
+fn flow(addresses: u64, ports: u32, protocol: u8) -> u32 {
+    let flow = mix(addresses ^ u64::from(ports) << 8 ^ u64::from(protocol));
+    // The upper half depends on all bits.
+    ((flow >> 32) as u32).max(1)
+}
+
+/// The hash of an IPv4 flow.
+#[inline(always)]
+pub(super) fn flow4(src: u32, dst: u32, ports: u32, protocol: u8) -> u32 {
+    flow(addresses4(src, dst), ports, protocol)
+}
+
 /// Notes where the layer-4 header is, and the flow.
 #[inline(always)]
 fn note_upper(packet: &mut Packet<'_>, l3: u16, upper: &Upper) -> Step<()> {
@@ -230,9 +249,7 @@ fn note_upper(packet: &mut Packet<'_>, l3: u16, upper: &Upper) -> Step<()> {
     meta.l3 = l3;
     meta.protocol = upper.protocol;
     meta.l4 = if upper.there { l3.saturating_add(upper.header_bytes) } else { 0 };
-    let flow = mix(upper.addresses ^ u64::from(upper.ports) << 8 ^ u64::from(upper.protocol));
-    // The upper half depends on all bits.
-    meta.flow_hash = ((flow >> 32) as u32).max(1);
+    meta.flow_hash = flow(upper.addresses, upper.ports, upper.protocol);
     if meta.checksum == Checksum::Partial || meta.gso != Gso::None {
         offloads(packet, upper.bytes as usize)?;
     }

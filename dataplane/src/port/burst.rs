@@ -74,7 +74,7 @@ impl Burst {
 
     /// Takes in a frame that lies in one piece at `frame`. The facts start from scratch.
     /// The caller has checked [`Burst::room`].
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, iface: IfaceId, claim: u32, frame: Seg) -> Option<&mut Meta> {
         let slot = self.slots.get_mut(self.len)?;
         let meta = self.meta.get_mut(self.len)?;
@@ -198,6 +198,15 @@ impl Burst {
             }
         }
         partial_sum(&[], &segs[..count]).fold()
+    }
+
+    /// Its head and its body, to be sent as they are.
+    #[inline]
+    pub fn parts(&self, index: usize) -> (&[u8], &[Seg]) {
+        let meta = &self.meta[index];
+        let head = usize::from(meta.start)..usize::from(meta.end);
+        let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+        (&self.slots[index].0[head], self.segs.get(body).unwrap_or(&[]))
     }
 
     /// Its head, for the last touches before it is sent.

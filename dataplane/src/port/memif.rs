@@ -1,6 +1,7 @@
 //! Memif rings. The `memif` crate checks everything that the peer writes; here its frames become
 //! packets of a burst, and packets become frames.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use memif::{Notifier, Reserved, RxQueue, TxQueue, TxSegs, Violation};
@@ -16,6 +17,11 @@ const DONE: u16 = 1 << 15;
 /// So many slots ahead the first line of a buffer is fetched to be written: the receiver has read
 /// it, and taking it back from its core while we write would cost more than asking in time.
 const AHEAD_SLOTS: u16 = 4;
+
+/// Asking a peer for certain whether it sleeps waits until every copy has reached its cache line.
+/// So after a publication it is only looked at, and asked after so many flushes without another:
+/// within a microsecond, of a worker that has nothing else to do.
+const ASK_FLUSHES: u8 = 8;
 
 /// A ring that the peer fills.
 #[derive(Debug)]
@@ -39,6 +45,8 @@ pub struct MemifTx {
     queue: TxQueue,
     segs: TxSegs,
     violation: Option<Violation>,
+    /// Flushes until the peer is asked for certain whether it sleeps; 0: it was.
+    unasked: u8,
 }
 
 impl MemifRx {
@@ -165,7 +173,7 @@ impl MemifRx {
 impl MemifTx {
     /// Sends on this ring.
     pub fn new(queue: TxQueue) -> Self {
-        Self { queue, segs: TxSegs::new(), violation: None }
+        Self { queue, segs: TxSegs::new(), violation: None, unasked: 0 }
     }
 
     /// Reserves room, writes the head and plans the body.
@@ -191,6 +199,31 @@ impl MemifTx {
             self.scatter(out, list);
         }
         Ok(bytes)
+    }
+
+    /// Sends packets of a burst, as [`MemifTx::send`] one by one, up to the first that is not done
+    /// with one slot. Returns how many, and their bytes.
+    #[inline]
+    pub fn send_run(
+        &mut self,
+        burst: &mut Burst,
+        run: Range<usize>,
+        list: &mut CopyList,
+    ) -> (usize, u64) {
+        let lengths = run.clone().map(|at| burst.meta(at).frame_bytes());
+        // A violation comes again, and is told, when the first packet is sent alone.
+        let count = self.queue.reserve_run(lengths, &mut self.segs).unwrap_or(0);
+        let mut bytes = 0;
+        for (at, place) in run.zip(&self.segs.as_slice()[..count]) {
+            burst.settle(at);
+            let (head, body) = burst.parts(at);
+            let mut to = copy::peer_seg_mut(place).write(head);
+            for part in body {
+                to = list.plan(*part, to).1;
+            }
+            bytes += place.len() as u64;
+        }
+        (count, bytes)
     }
 
     /// A frame over several slots.
@@ -229,14 +262,28 @@ impl MemifTx {
             let cause = self.queue.cause().unwrap_or(Violation::Sigbus);
             return Health::Violation(violation_word(cause));
         }
+        let published = self.queue.reserved() > 0;
         self.queue.publish();
-        if self.queue.needs_wakeup() {
+        self.unasked = if published { ASK_FLUSHES } else { self.unasked.saturating_sub(1) };
+        let asks = match self.unasked {
+            0 => self.queue.needs_wakeup(),
+            _ => self.queue.seems_to_wait(),
+        };
+        if asks {
+            self.unasked = 0;
             // Refused: the peer's descriptor is no eventfd any more. It polls or loses. (Not
             // `notify`: it convicts peers whose signals take long, and on a worker that also
             // writes taps the kernel's network interrupts run within the call.)
             let _ = notifier.signal(self.queue.eventfd());
         }
         Health::Good
+    }
+
+    /// Whether it must be flushed again when it gets nothing more to send: the peer may have gone to
+    /// sleep just before the last publication.
+    #[inline]
+    pub fn backlog(&self) -> bool {
+        self.unasked > 0
     }
 
     /// Slots that are free now.

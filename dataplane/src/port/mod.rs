@@ -14,6 +14,7 @@ pub mod pool;
 mod uplink_tests;
 pub mod vnet;
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use ::memif::Notifier;
@@ -217,6 +218,21 @@ impl Tx {
         }
     }
 
+    /// Sends packets of the burst that leave as they are, as many as go at one stroke: how many, and
+    /// their bytes. The next one is for [`Tx::send`].
+    #[inline]
+    pub fn send_run(
+        &mut self,
+        burst: &mut Burst,
+        run: Range<usize>,
+        list: &mut CopyList,
+    ) -> (usize, u64) {
+        match self {
+            Tx::Memif(tx) => tx.send_run(burst, run, list),
+            _ => (0, 0),
+        }
+    }
+
     /// Publishes what was sent. The copies have run.
     #[inline]
     pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
@@ -240,11 +256,13 @@ impl Tx {
         }
     }
 
-    /// Whether frames wait inside for the sink to take them: flush again soon.
+    /// Whether frames wait inside for the sink to take them, or the sink for a signal: flush again
+    /// soon.
     #[inline]
     pub fn backlog(&self) -> bool {
         match self {
-            Tx::Vnet(_) | Tx::Packet(_) | Tx::Memif(_) => false,
+            Tx::Vnet(_) | Tx::Packet(_) => false,
+            Tx::Memif(tx) => tx.backlog(),
             #[cfg(feature = "dpdk")]
             Tx::Eth(tx) => tx.backlog(),
         }

@@ -77,14 +77,15 @@ impl State {
             limiter: &mut self.limiter,
             events: &mut self.handle.events,
         };
+        let mut fast = path::Fast::new(tables, iface);
         let mut bytes = 0;
         for (at, verdict) in verdicts.iter_mut().enumerate() {
             let mut packet = self.burst.packet(at);
             bytes += packet.frame_bytes() as u64;
-            *verdict = path::forward(&mut cx, iface, &mut packet, &mut path::NoProbe);
-            if matches!(verdict, Verdict::Refill | Verdict::Sum) {
-                *verdict = decide_with_more(&mut cx, &mut self.burst, iface, at, *verdict);
-            }
+            *verdict = match fast.as_mut().and_then(|fast| fast.forward(&mut packet)) {
+                Some(verdict) => verdict,
+                None => decide_fully(&mut cx, &mut self.burst, iface, at),
+            };
         }
         bytes
     }
@@ -137,7 +138,14 @@ impl State {
         let counters = &out.counters[self.id];
         counters.tx_forwarded.add(train.len() as u64);
         let (mut pkts, mut bytes) = (0, 0);
-        for at in train {
+        let mut left = train;
+        while !left.is_empty() {
+            let (count, run_bytes) =
+                entry.tx.send_run(&mut self.burst, left.clone(), &mut self.list);
+            pkts += count as u64;
+            bytes += run_bytes;
+            left.start += count;
+            let Some(at) = left.next() else { break };
             self.burst.settle(at);
             let (slot, meta, body) = self.burst.slot_mut(at);
             let head = &mut slot.0[usize::from(meta.start)..usize::from(meta.end)];
@@ -195,23 +203,21 @@ fn is_plain(meta: &Meta) -> bool {
     meta.fragment_mtu == 0 && meta.gso == Gso::None && meta.checksum != Checksum::Partial
 }
 
-/// The path asked for more of the packet: a longer head, or the sum of its body. It asks for
-/// each once.
-#[cold]
-fn decide_with_more(
+/// Asks the path, and gives it more of the packet when it says so: a longer head, and the sum of
+/// the body, each once.
+#[inline(never)]
+fn decide_fully(
     cx: &mut path::Context<'_>,
     burst: &mut Burst,
     iface: &Iface,
     at: usize,
-    mut verdict: Verdict,
 ) -> Verdict {
-    for _ in 0..3 {
-        match verdict {
+    for _ in 0..4 {
+        match path::forward(cx, iface, &mut burst.packet(at), &mut path::NoProbe) {
             Verdict::Refill => burst.refill(at),
             Verdict::Sum => burst.sum(at),
             verdict => return verdict,
         }
-        verdict = path::forward(cx, iface, &mut burst.packet(at), &mut path::NoProbe);
     }
     Verdict::Drop(DropReason::HeadTooDeep)
 }

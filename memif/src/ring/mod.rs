@@ -238,6 +238,13 @@ impl Ring {
         prefetch_read(self.words(slot).0.as_ptr().cast());
     }
 
+    /// Fetches the descriptor `ahead` slots on to be written: the peer has written its line, and
+    /// fetching it to read would only have us ask for it again.
+    #[inline]
+    pub(crate) fn prefetch_to_write(&self, slot: u16) {
+        prefetch_write(self.words(slot).0.as_ptr().cast());
+    }
+
     /// The receiver's wish to be signalled, after which its peer's last publication is visible.
     pub(crate) fn set_mask_int(&self, masked: bool) {
         let value = if masked { RING_FLAG_MASK_INT } else { 0 };
@@ -251,6 +258,12 @@ impl Ring {
     #[inline]
     pub(crate) fn wants_signal(&self) -> bool {
         full_fence();
+        self.unmasked()
+    }
+
+    /// The receiver's flag as it is seen now, in no order with what was published.
+    #[inline]
+    pub(crate) fn unmasked(&self) -> bool {
         self.index(FLAGS_AT).load(Ordering::Relaxed) & RING_FLAG_MASK_INT == 0
     }
 }

@@ -158,10 +158,45 @@ impl TxQueue {
             return self.reserve_chain(len_bytes, out);
         }
         self.fill(cursor, 0, region, len_bytes);
-        self.ring.prefetch(cursor.wrapping_add(PREFETCH_SLOTS));
+        self.ring.prefetch_to_write(cursor.wrapping_add(PREFETCH_SLOTS));
         out.set_single(SegMut { pointer: buffer.pointer, len_bytes });
         self.set_cursor(cursor.wrapping_add(1));
         Ok(Reserved::Slots(1))
+    }
+
+    /// Reserves one slot for each of several frames of these lengths, in their order, and says in
+    /// `out` where to write them. It stops at a frame that needs more than the slot, or when the ring
+    /// or `out` is full: that one is for [`reserve`](Self::reserve). Every descriptor is read once
+    /// and every buffer's first line fetched to be written.
+    ///
+    /// # Errors
+    /// The peer broke the rules: drop the connection.
+    #[inline]
+    pub fn reserve_run(
+        &mut self,
+        frames: impl ExactSizeIterator<Item = u32>,
+        out: &mut TxSegs,
+    ) -> Result<usize, Violation> {
+        out.clear();
+        let wanted = frames.len().min(MAX_TX_SEGS);
+        if usize::from(self.limit.wrapping_sub(self.cursor())) < wanted {
+            self.refresh()?;
+        }
+        let mut slot = self.cursor();
+        let room = usize::from(self.limit.wrapping_sub(slot)).min(wanted);
+        for len_bytes in frames.take(room) {
+            self.ring.prefetch_to_write(slot.wrapping_add(PREFETCH_SLOTS));
+            let (buffer, region) = self.buffer(slot)?;
+            if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
+                break;
+            }
+            prefetch_write(buffer.pointer);
+            self.fill(slot, 0, region, len_bytes);
+            out.push(SegMut { pointer: buffer.pointer, len_bytes });
+            slot = slot.wrapping_add(1);
+        }
+        self.set_cursor(slot);
+        Ok(out.as_slice().len())
     }
 
     /// The buffer of a slot, from one snapshot of its descriptor (server) or from what we know
@@ -269,8 +304,17 @@ impl TxQueue {
         }
     }
 
-    /// Whether the peer wants a signal for what was published: ask once per burst.
-    /// [`notify`](Self::notify) asks and signals.
+    /// Whether the peer was seen to want signals lately: cheap, but what was published a moment ago
+    /// may not be visible yet to a peer that goes to sleep right now. Whoever asks this way asks
+    /// [`needs_wakeup`](Self::needs_wakeup) soon after the last publication.
+    #[inline]
+    #[must_use]
+    pub fn seems_to_wait(&self) -> bool {
+        self.ring.unmasked()
+    }
+
+    /// Whether the peer wants a signal for what was published: ask once per burst. Waits until all
+    /// of the caller's stores are visible. [`notify`](Self::notify) asks and signals.
     #[inline]
     #[must_use]
     pub fn needs_wakeup(&self) -> bool {

@@ -108,6 +108,8 @@ fn damaged_frames_on_every_interface() {
         let outcome = world.send_with(iface, &frame, facts);
         isolated(&world, iface, &outcome);
     });
+    let world = world.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(world.fast > 0, "no frame was compared with the fast way");
 }
 
 /// Makes the outermost IPv4 header's checksum right again, so that the change behind it counts.
@@ -182,4 +184,5 @@ fn undamaged_frames_get_through() {
         *verdicts.entry(format!("{:?}", outcome.verdict)).or_insert(0) += 1;
     }
     assert!(verdicts["Forward"] > 20 && verdicts["Answer"] > 10, "{verdicts:?}");
+    assert!(world.fast >= 8, "{} of the usual packets went the fast way", world.fast);
 }

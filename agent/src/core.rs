@@ -66,6 +66,7 @@ impl Core {
             networks: by_age::<Network>(snapshot, &in_use.networks),
             pools: by_age::<SpiderIPPool>(snapshot, &in_use.pools),
             reserved: by_age::<SpiderReservedIP>(snapshot, &BTreeSet::new()),
+            ..rules::Catalog::default()
         };
         let checked = Arc::new(Checked::new(&catalog));
         for problem in &checked.problems {

@@ -18,7 +18,8 @@ fn the_files_are_fresh() {
         let path = folder().join(format!("{name}.yaml"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let written: Value = serde_yaml_ng::from_str(&text).unwrap();
-        assert_eq!(written, definition, "run `cargo run -p multinet --example crds`");
+        let stale = "is stale: run `cargo run -p multinet --example crds`";
+        assert!(written == definition, "{} {stale}", path.display());
         files -= 1;
     }
     assert_eq!(files, 0, "deploy/crds holds a file that no kind makes");
@@ -26,19 +27,19 @@ fn the_files_are_fresh() {
 
 /// Every schema within a definition, with its path.
 fn schemas(definition: &Value) -> Vec<(String, Value)> {
-    fn walk(path: String, schema: &Value, found: &mut Vec<(String, Value)>) {
-        found.push((path.clone(), schema.clone()));
+    fn walk(path: &str, schema: &Value, found: &mut Vec<(String, Value)>) {
+        found.push((path.to_string(), schema.clone()));
         for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-            walk(format!("{path}.{name}"), inner, found);
+            walk(&format!("{path}.{name}"), inner, found);
         }
         for key in ["items", "additionalProperties"] {
             if schema[key].is_object() {
-                walk(format!("{path}[]"), &schema[key], found);
+                walk(&format!("{path}[]"), &schema[key], found);
             }
         }
     }
     let mut found = Vec::new();
-    let name = definition["spec"]["names"]["kind"].as_str().unwrap().to_string();
+    let name = definition["spec"]["names"]["kind"].as_str().unwrap();
     walk(name, &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"], &mut found);
     found
 }

@@ -5,21 +5,31 @@
 //! | `interfaces` | `bowline.dev/interfaces`: Bowline's own interfaces |
 //! | `multus` | `k8s.v1.cni.cncf.io/networks`: what Multus asks plugins for |
 //! | `spider` | `ipam.spidernet.io/*`: pools and routes |
+//! | `subnets` | `ipam.spidernet.io/subnet*`, `ippool-*`: automatic pools |
+//! | `admit` | what is wrong with a pod at its creation |
 //! | `grant` | wishes against the caps of the Network |
 //! | `select` | sources, filters and order of pools |
 
+mod admit;
 mod grant;
 mod interfaces;
 mod multus;
 mod select;
 mod spider;
+mod subnets;
 
+pub use admit::validate_pod;
 pub use grant::{Granted, RxMode, grant};
 pub use interfaces::{INTERFACES, Wish, is_interface_name, parse_interfaces};
 pub use multus::{NETWORKS, NetworkSelection, parse_networks};
 pub use select::{Context, Selection, select};
 pub use spider::{
-    IPPOOL, IPPOOLS, NAMESPACE_IPV4, NAMESPACE_IPV6, ROUTES, SUBNET, SUBNETS, parse_routes,
+    DEFAULT_ROUTE_NIC, IPPOOL, IPPOOLS, NAMESPACE_IPV4, NAMESPACE_IPV6, ROUTES, SUBNET, SUBNETS,
+    parse_routes,
+};
+
+pub use subnets::{
+    IP_NUMBER, PoolSize, RECLAIM, SubnetChoice, parse_pool_size, parse_reclaim, parse_subnets,
 };
 
 /// The UID that claims of a pod are made for: for static pods the annotation that the kubelet passes

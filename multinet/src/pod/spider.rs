@@ -19,6 +19,8 @@ pub const IPPOOL: &str = "ipam.spidernet.io/ippool";
 pub const SUBNETS: &str = "ipam.spidernet.io/subnets";
 /// Subnets for one interface (automatic pools).
 pub const SUBNET: &str = "ipam.spidernet.io/subnet";
+/// The interface of the pod's default route.
+pub const DEFAULT_ROUTE_NIC: &str = "ipam.spidernet.io/default-route-nic";
 /// Further routes.
 pub const ROUTES: &str = "ipam.spidernet.io/routes";
 /// On a namespace: IPv4 pools of its pods.
@@ -43,18 +45,17 @@ impl PoolChoice {
     }
 }
 
-fn decode<'a, T: Deserialize<'a>>(key: &str, text: &'a str, like: &str) -> Result<T, Problem> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(
+    key: &str,
+    text: &'a str,
+    like: &str,
+) -> Result<T, Problem> {
     serde_json::from_str(text)
         .map_err(|e| Problem::error(key, text, format!("is not JSON like {like}: {e}")))
 }
 
-/// The element of `ippools` for an interface. All elements are named or none is; without names the
-/// first is for `eth0`, and others are taken in order by the interfaces that ask later (`index`).
-pub(super) fn ippools_for(
-    annotations: &Labels,
-    interface: &str,
-    index: Option<usize>,
-) -> Result<Option<PoolChoice>, Problem> {
+/// The annotation `ippools`. All elements are named or none is.
+pub(super) fn ippools(annotations: &Labels) -> Result<Option<Vec<PoolChoice>>, Problem> {
     let Some(text) = annotations.get(IPPOOLS) else { return Ok(None) };
     let like = r#"[{"interface": "eth0", "ipv4": ["pool"]}]"#;
     let list: Vec<PoolChoice> = decode(IPPOOLS, text, like)?;
@@ -70,7 +71,18 @@ pub(super) fn ippools_for(
             return Err(Problem::error(field, &choice.interface, message));
         }
     }
-    let found = if named > 0 {
+    Ok(Some(list))
+}
+
+/// The element of `ippools` for an interface. Without names the first is for `eth0`, and others are
+/// taken in order by the interfaces that ask later (`index`).
+pub(super) fn ippools_for(
+    annotations: &Labels,
+    interface: &str,
+    index: Option<usize>,
+) -> Result<Option<PoolChoice>, Problem> {
+    let Some(list) = ippools(annotations)? else { return Ok(None) };
+    let found = if list.iter().any(|c| !c.interface.is_empty()) {
         list.iter().find(|c| c.interface == interface)
     } else {
         let index = index.or((interface == "eth0").then_some(0));
@@ -80,6 +92,7 @@ pub(super) fn ippools_for(
         Some(choice) => Ok(Some(choice.clone())),
         None => {
             let message = format!("lists no pools for {interface}; add an element for it");
+            let text = annotations.get(IPPOOLS).map_or("", String::as_str);
             Err(Problem::error(IPPOOLS, text, message))
         }
     }

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::{Pool, Problem, check_reserved, validate_network};
+use super::{Pool, Problem, check_reserved, check_subnet, outside_of, validate_network};
 use crate::range::{AddressSet, Family};
 use crate::types::meta::Resource;
 use crate::types::network::{Encapsulation, Network};
 use crate::types::pool::{SpiderIPPool, SpiderReservedIP, annotation};
+use crate::types::subnet::SpiderSubnet;
 
 /// Objects as they were read, by name.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,8 @@ pub struct Catalog {
     pub networks: BTreeMap<String, Network>,
     /// Pools.
     pub pools: BTreeMap<String, SpiderIPPool>,
+    /// Subnets.
+    pub subnets: BTreeMap<String, SpiderSubnet>,
     /// Reservations.
     pub reserved: BTreeMap<String, SpiderReservedIP>,
 }
@@ -69,6 +72,8 @@ pub struct Checked {
     pub networks: BTreeMap<String, Network>,
     /// Pools that may serve, by name, with their home.
     pub pools: BTreeMap<String, (Home, Pool)>,
+    /// Subnets that pools may be cut from, by name, with their home.
+    pub subnets: BTreeMap<String, (Home, Pool)>,
     /// Everything that is wrong, and with what.
     pub problems: Vec<ObjectProblem>,
     reserved: Vec<(Option<String>, AddressSet)>,
@@ -80,6 +85,7 @@ impl Checked {
     pub fn new(catalog: &Catalog) -> Self {
         let mut checked = Checked::default();
         checked.take_networks(catalog);
+        checked.take_subnets(catalog);
         checked.take_pools(catalog);
         checked.take_reserved(catalog);
         checked
@@ -153,6 +159,57 @@ impl Checked {
         }
     }
 
+    /// Within a Network, subnets are apart. A subnet belongs where its label says, else to the LAN
+    /// domain.
+    fn take_subnets(&mut self, catalog: &Catalog) {
+        let mut by_age: Vec<&SpiderSubnet> = catalog.subnets.values().collect();
+        by_age.sort_by_key(|s| s.metadata.age_key());
+        for object in by_age {
+            let mut problems = Vec::new();
+            let label = object.metadata.labels.get(annotation::NETWORK).filter(|l| !l.is_empty());
+            let home = label.map_or(Home::Lan, |l| Home::Network(l.clone()));
+            let subnet = check_subnet(object, &mut problems);
+            if let Some(subnet) = &subnet {
+                let mut others = self.subnets.values().filter(|(h, _)| *h == home);
+                let other = others.find(|(_, o)| nested(&o.subnet, &subnet.subnet));
+                problems.extend(other.map(|(_, other)| {
+                    let message = format!(
+                        "overlaps {} of the older subnet {} in {home}; \
+                         choose a separate prefix, or another Network",
+                        other.subnet, other.name
+                    );
+                    Problem::error("spec.subnet", subnet.subnet, message)
+                }));
+            }
+            let usable = !problems.iter().any(Problem::is_error);
+            for problem in problems {
+                self.add(object, problem);
+            }
+            if let (true, Some(subnet)) = (usable, subnet) {
+                self.subnets.insert(subnet.name.clone(), (home, subnet));
+            }
+        }
+    }
+
+    /// A pool that lies in a subnet has the subnet's prefix, and addresses of the subnet only.
+    fn within_subnet(&self, home: &Home, pool: &Pool) -> Option<Problem> {
+        let mut subnets = self.subnets.values().filter(|(h, _)| h == home).map(|(_, s)| s);
+        let subnet = subnets.find(|s| nested(&s.subnet, &pool.subnet))?;
+        if subnet.subnet != pool.subnet {
+            let message = format!(
+                "is not {}, as SpiderSubnet {} around it; write that prefix",
+                subnet.subnet, subnet.name
+            );
+            return Some(Problem::error("spec.subnet", pool.subnet, message));
+        }
+        let outside = outside_of(pool, subnet)?;
+        let message = format!(
+            "is not among the addresses of SpiderSubnet {}; add it there, or remove it here",
+            subnet.name
+        );
+        Some(Problem::error("spec.ips", outside, message))
+    }
+
     fn take_pools(&mut self, catalog: &Catalog) {
         let mut by_age: Vec<&SpiderIPPool> = catalog.pools.values().collect();
         by_age.sort_by_key(|p| p.metadata.age_key());
@@ -162,6 +219,7 @@ impl Checked {
             let pool = Pool::check(object, &mut problems);
             if let (Some(home), Some(pool)) = (&home, &pool) {
                 problems.extend(self.overlap(home, pool));
+                problems.extend(self.within_subnet(home, pool));
             }
             let usable = !problems.iter().any(Problem::is_error);
             for problem in problems {
@@ -187,7 +245,7 @@ impl Checked {
                     );
                     return Some(Problem::error("spec.ips", common, message));
                 }
-            } else if other.subnet.contains(&pool.subnet) || pool.subnet.contains(&other.subnet) {
+            } else if nested(&other.subnet, &pool.subnet) {
                 let message = format!(
                     "overlaps {} of the older pool {} of the same Network; \
                      use an equal or a separate subnet, or another Network",
@@ -256,6 +314,11 @@ impl fmt::Display for Home {
             Home::Lan => f.write_str("the LAN domain"),
         }
     }
+}
+
+/// Whether one prefix lies in the other.
+fn nested(a: &ipnet::IpNet, b: &ipnet::IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }
 
 /// Takes the Network's VNI or VLAN, unless an older one has it.

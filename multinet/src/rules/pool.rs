@@ -222,7 +222,7 @@ fn check_routes(
     problems: &mut Vec<Problem>,
 ) -> Vec<(IpNet, IpAddr)> {
     let mut routes: Vec<(IpNet, IpAddr)> = Vec::new();
-    for (i, route) in spec.routes.iter().enumerate() {
+    for (i, route) in spec.routes.iter().flatten().enumerate() {
         let (at_dst, at_gw) = (format!("spec.routes[{i}].dst"), format!("spec.routes[{i}].gw"));
         let dst = match route.dst.parse::<IpNet>() {
             Ok(dst) if Family::of_net(&dst) != Family::of_net(subnet) => {
@@ -406,4 +406,26 @@ pub fn check_reserved(
             None
         }
     }
+}
+
+/// Everything that is wrong with a reservation.
+#[must_use]
+pub fn validate_reserved(object: &SpiderReservedIP) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    check_reserved(object, &mut problems);
+    problems
+}
+
+/// What a change of a reservation must not change.
+#[must_use]
+pub fn validate_reserved_update(old: &SpiderReservedIP, new: &SpiderReservedIP) -> Vec<Problem> {
+    let mut problems = validate_reserved(new);
+    if let (Some(had), now) = (old.spec.ip_version, new.spec.ip_version)
+        && now != Some(had)
+    {
+        let message = format!("cannot be changed from {had}; make a new SpiderReservedIP");
+        let now = now.map_or(String::new(), |v| v.to_string());
+        problems.push(Problem::error("spec.ipVersion", now, message));
+    }
+    problems
 }

@@ -61,9 +61,9 @@ pub struct IPPoolSpec {
     /// The default route of the pool's pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
-    /// Further routes of the pool's pods.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub routes: Vec<PoolRoute>,
+    /// Further routes of the pool's pods; absent: those of its subnet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<PoolRoute>>,
     /// Pods that may use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_affinity: Option<LabelSelector>,

@@ -12,6 +12,7 @@ use multinet::types::block::Owner;
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
@@ -43,6 +44,10 @@ pub(crate) fn catalog(text: &str) -> Catalog {
             "SpiderReservedIP" => {
                 let object: SpiderReservedIP = parse(value);
                 catalog.reserved.insert(object.metadata.name.clone(), object);
+            }
+            "SpiderSubnet" => {
+                let object: SpiderSubnet = parse(value);
+                catalog.subnets.insert(object.metadata.name.clone(), object);
             }
             other => panic!("{other}"),
         }

@@ -6,6 +6,7 @@
 //! | `view` | the blocks of one domain, and what has been changed in them |
 //! | `claim` | which address a request gets |
 //! | `release` | confirm, release, quarantine, reclaim |
+//! | `reclaim` | which records nobody needs any more |
 //! | `driver` | read, decide, compare-and-swap, again |
 //!
 //! Invariants:
@@ -18,12 +19,17 @@
 
 mod claim;
 mod driver;
+mod reclaim;
 mod release;
 mod view;
 
 pub use claim::{Candidate, Claim, Rejection, Rejections, Request, plan_claim};
 pub use driver::{ClaimError, MAX_ATTEMPTS, claim, load, modify};
+pub use reclaim::{
+    Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, outlives_pod,
+};
 pub use release::{
-    Holder, plan_confirm, plan_free_record, plan_quarantine, plan_release, plan_return_idle,
+    Holder, plan_confirm, plan_free_record, plan_node_gone, plan_quarantine, plan_release,
+    plan_return_idle,
 };
 pub use view::View;

@@ -112,3 +112,17 @@ pub fn plan_return_idle(view: &mut View, node: &str, keep: usize) -> Vec<String>
     };
     blocks.into_iter().map(unbind).collect()
 }
+
+/// A node is gone for good: its own addresses are given back, and its blocks are anybody's. Returns
+/// what was given back. Addresses of its pods are judged one by one ([`super::judge`]).
+pub fn plan_node_gone(view: &mut View, node: &str, now_ms: u64) -> Vec<IpAddr> {
+    let bound = |b: &&AddressBlock| b.spec.node.as_deref() == Some(node);
+    let starts: Vec<IpAddr> = view.blocks().filter(bound).map(|b| b.spec.cidr.network()).collect();
+    for start in starts {
+        view.change(start).spec.node = None;
+    }
+    let own = |e: &Entry| {
+        e.state.is_held() && matches!(&e.owner, Some(Owner::Node { name }) if name == node)
+    };
+    change(view, own, |e| release(e, now_ms))
+}

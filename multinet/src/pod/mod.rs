@@ -7,11 +7,13 @@
 //! | `spider` | `ipam.spidernet.io/*`: pools and routes |
 //! | `subnets` | `ipam.spidernet.io/subnet*`, `ippool-*`: automatic pools |
 //! | `admit` | what is wrong with a pod at its creation |
+//! | `identity` | whose address it is: the pod's, or of what outlives it |
 //! | `grant` | wishes against the caps of the Network |
 //! | `select` | sources, filters and order of pools |
 
 mod admit;
 mod grant;
+mod identity;
 mod interfaces;
 mod multus;
 mod select;
@@ -20,6 +22,7 @@ mod subnets;
 
 pub use admit::validate_pod;
 pub use grant::{Granted, RxMode, grant};
+pub use identity::{Identity, Stickiness, identity, machine_of, ordinal_of};
 pub use interfaces::{INTERFACES, Wish, is_interface_name, parse_interfaces};
 pub use multus::{NETWORKS, NetworkSelection, parse_networks};
 pub use select::{Context, Selection, select};

@@ -53,6 +53,11 @@ cluster: build ## A real two-node Kubernetes on this machine with Bowline as its
 cluster-down: ## Remove that cluster, whatever is left of it
 	@deploy/e2e/down.sh
 
+conformance: build ## All 47 network conformance tests of Kubernetes: target/conformance
+	@$(DEPS) kube
+	deploy/e2e/build.sh conformance
+	trap deploy/e2e/down.sh EXIT; deploy/e2e/cluster.sh installed && deploy/e2e/conformance/run.sh all
+
 bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
 	@$(DEPS) bench
 	target/release/bowline-bench

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# audit.sh: what Bowline's service accounts asked of the API server, one "ACCOUNT VERB GROUP/RESOURCE STATUS" a line.
+set -euo pipefail
+. "$(dirname "$(readlink -f "$0")")/env.sh"
+python3 - "$R/log/audit.log" <<'P'
+import json
+import sys
+
+lines = set()
+for line in open(sys.argv[1]):
+    try:
+        event = json.loads(line)
+    except ValueError:
+        continue  # the last line is being written
+    about = event.get("objectRef")
+    if about:
+        name = about["resource"] + ("/" + about["subresource"] if "subresource" in about else "")
+        status = event.get("responseStatus", {}).get("code", 0)
+        account = event["user"]["username"].rsplit(":", 1)[1]
+        lines.add(f"{account} {event['verb']} {about.get('apiGroup', '')}/{name} {403 if status == 403 else 'ok'}")
+print("\n".join(sorted(lines)))
+P

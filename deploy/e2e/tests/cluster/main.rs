@@ -1,0 +1,111 @@
+//! Bowline on a real two-node Kubernetes, installed from its chart as the only CNI. One cluster for
+//! all cases, in this order; `cargo test -p bowline-e2e --test cluster -- WORD` runs those whose
+//! name holds WORD. `KEEP=1` leaves the cluster running.
+
+mod chart;
+mod deaths;
+mod lifecycle;
+mod networks;
+mod power;
+mod services;
+mod tokens;
+mod workloads;
+
+use std::time::Instant;
+
+use bowline_e2e::Cluster;
+
+type Case = (&'static str, fn(&Cluster) -> anyhow::Result<()>);
+
+/// What needs no cluster.
+const BEFORE: &[Case] = &[
+    ("the_chart_is_clean", chart::is_clean),
+    ("plain_yaml_is_fresh", chart::plain_yaml_is_fresh),
+    ("dockerfiles_run_the_image_script", chart::dockerfiles_run_the_image_script),
+];
+
+/// What runs in it, in this order: the last ones take Bowline away.
+const INSIDE: &[Case] = &[
+    ("every_part_runs", lifecycle::every_part_runs),
+    ("a_deployments_pods_reach_each_other", workloads::deployment),
+    ("a_stateful_set_keeps_its_addresses", workloads::stateful_set),
+    ("a_daemon_set_is_on_every_node", workloads::daemon_set),
+    ("probes_logs_exec_and_the_node_reach_eth0", workloads::node_reaches_pods),
+    ("a_pod_reaches_the_api_server", workloads::api_server),
+    ("twins_on_two_networks_never_meet", networks::isolation),
+    ("a_memif_has_the_queues_it_asked_for", networks::memif),
+    ("multus_attaches_a_memif", networks::multus),
+    ("macvlan_takes_bowlines_addresses", networks::macvlan),
+    ("services_reach_pods", services::one_of_each),
+    ("a_nodes_token_is_worth_its_node", tokens::worth_its_node),
+    ("nothing_granted_is_unused", tokens::grants_are_used),
+    ("pods_come_and_go_while_processes_die", deaths::one_by_one),
+    ("a_power_cut_leaks_no_address", power::cut_and_reboot),
+    ("upgrade_and_rollback", lifecycle::upgrade_and_rollback),
+    ("uninstall_leaves_nothing", lifecycle::uninstall),
+];
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let wanted =
+        |case: &&Case| words.is_empty() || words.iter().any(|w| case.0.contains(w.as_str()));
+    let cluster = Cluster::named("bowline-test");
+    let mut failed = Vec::new();
+    run(&cluster, BEFORE.iter().filter(wanted), &mut failed);
+    let inside: Vec<&Case> = INSIDE.iter().filter(wanted).collect();
+    if !inside.is_empty() {
+        match cluster.run("cluster.sh", &["installed"]) {
+            Ok(_) => run(&cluster, inside.into_iter(), &mut failed),
+            Err(error) => {
+                println!("{error:#}");
+                failed.push("the_cluster_starts");
+            }
+        }
+        if !failed.is_empty() {
+            println!("{}", state(&cluster));
+        }
+        if std::env::var_os("KEEP").is_none() {
+            cluster.run("down.sh", &[]).expect("the cluster's remains can be removed");
+        }
+    }
+    if !failed.is_empty() {
+        println!("\ntest result: FAILED: {}", failed.join(", "));
+        std::process::exit(1);
+    }
+    println!("\ntest result: ok.");
+}
+
+fn run<'a>(
+    cluster: &Cluster,
+    cases: impl Iterator<Item = &'a Case>,
+    failed: &mut Vec<&'static str>,
+) {
+    for (name, case) in cases {
+        let begun = Instant::now();
+        let result = case(cluster);
+        let seconds = begun.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => println!("test {name} ... ok ({seconds:.1} s)"),
+            Err(error) => {
+                println!("test {name} ... FAILED ({seconds:.1} s)\n{error:#}");
+                failed.push(name);
+            }
+        }
+    }
+}
+
+/// What a person would look at first.
+fn state(cluster: &Cluster) -> String {
+    let looks = [
+        "get nodes,pods -A -o wide",
+        "get networks,nodestates,addressblocks,spiderippools",
+        "get events -A --field-selector type=Warning",
+        "-n bowline-system logs -l app.kubernetes.io/component=agent --tail=40",
+        "-n bowline-system logs -l app.kubernetes.io/component=controller --tail=20",
+    ];
+    let look = |words: &&str| {
+        let said = cluster.kubectl(words).unwrap_or_else(|error| format!("{error:#}"));
+        format!("== kubectl {words}\n{said}")
+    };
+    looks.iter().map(look).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,116 @@
+//! Interfaces on Networks of people's own.
+
+use anyhow::{Context, ensure};
+use bowline_e2e::{Cluster, SYSTEM, text};
+
+/// Makes `blue` and `red` with the pods of the demo, once.
+fn demo(cluster: &Cluster) -> anyhow::Result<()> {
+    for file in ["networks.yaml", "pods.yaml"] {
+        let path = cluster.scripts().join("manifests").join(file);
+        cluster
+            .apply(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
+    }
+    cluster.ready("pod/blue-1 pod/blue-2 pod/red-1 pod/red-2 pod/blue-memif")
+}
+
+fn answers(cluster: &Cluster, from: &str, to: &str) -> bool {
+    cluster.exec(from, &format!("ping -c 2 -W 1 -I eth1 {to}")).is_ok()
+}
+
+/// Blue reaches blue and red reaches red across the nodes, in both families; no address of the other
+/// Network answers, though blue-1 and red-1 have the same.
+pub(crate) fn isolation(cluster: &Cluster) -> anyhow::Result<()> {
+    demo(cluster)?;
+    for (from, to, expected) in [
+        ("blue-1", "10.0.0.12", true),
+        ("blue-1", "fd00::12", true),
+        ("red-1", "10.0.0.13", true),
+        ("red-1", "fd00::13", true),
+        ("blue-1", "10.0.0.13", false),
+        ("blue-1", "fd00::13", false),
+        ("red-1", "10.0.0.12", false),
+        ("red-2", "fd00::12", false),
+    ] {
+        let answered = answers(cluster, from, to);
+        ensure!(answered == expected, "{from} to {to}: answered {answered}, not {expected}");
+    }
+    Ok(())
+}
+
+/// The data plane's interface has two queues each way, the pod a socket of the interface's name.
+pub(crate) fn memif(cluster: &Cluster) -> anyhow::Result<()> {
+    demo(cluster)?;
+    let sockets = cluster.exec("blue-memif", "cat /proc/net/unix")?;
+    ensure!(sockets.contains("@memif1"), "no socket @memif1 in the pod: {sockets}");
+    let part = cluster.part("dataplane", 2)?;
+    let shown =
+        cluster.kubectl(&format!("-n {SYSTEM} exec {part} -- bowline -o json get interfaces"))?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let all = shown.as_array().or_else(|| shown["interfaces"].as_array());
+    let all = all.context("no list of interfaces")?;
+    let is_ours = |i: &&serde_json::Value| i.to_string().contains("blue-memif");
+    let ours = all.iter().find(is_ours).context("no interface of blue-memif")?.to_string();
+    ensure!(ours.contains("memif"), "{ours}");
+    let pod = cluster.get("pod blue-memif")?;
+    let status = text(&pod, "/metadata/annotations/bowline.dev~1network-status")?;
+    ensure!(status.contains("memif1") && status.contains("\"rxQueues\":2"), "{status}");
+    Ok(())
+}
+
+/// Multus' real binary calls Bowline for `blue@memif1`, as an annotation of Multus asks.
+pub(crate) fn multus(cluster: &Cluster) -> anyhow::Result<()> {
+    demo(cluster)?;
+    crate::services::use_multus(cluster)?;
+    cluster.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: by-multus, annotations: {{k8s.v1.cni.cncf.io/networks: 'default/blue@memif1'}}}}
+spec: {}
+",
+        crate::workloads::SLEEPER
+    ))?;
+    let ready = cluster.ready("pod/by-multus");
+    let sockets = ready.and_then(|()| cluster.exec("by-multus", "cat /proc/net/unix"));
+    crate::services::drop_multus(cluster)?;
+    ensure!(sockets?.contains("@memif1"), "Multus' pod has no socket @memif1");
+    cluster.kubectl("delete pod by-multus --timeout=60s").map(drop)
+}
+
+/// The reference macvlan plugin with Bowline as its IPAM plugin, called as a runtime calls it.
+pub(crate) fn macvlan(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.apply(
+        "apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: lan}
+spec: {subnet: 172.20.0.0/24, gateway: 172.20.0.1, ips: [172.20.0.10-172.20.0.19]}
+",
+    )?;
+    let config = r#"{"cniVersion":"1.0.0","name":"lan","type":"macvlan","master":"lan0","mode":"bridge",
+        "ipam":{"type":"bowline-ipam","default_ipv4_ippool":["lan"]}}"#;
+    let call = |verb: &str, netns: &str| {
+        format!(
+            "CNI_COMMAND={verb} CNI_CONTAINERID=test-{netns} CNI_NETNS=/run/netns/{netns} CNI_IFNAME=net1 \
+             CNI_PATH=/opt/cni/bin CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME={netns};K8S_POD_UID=uid-{netns}' \
+             /opt/cni/bin/macvlan <<'J'\n{config}\nJ"
+        )
+    };
+    let prepare =
+        "ip link add lan0 type veth peer name lan1 && ip link set lan0 up && ip link set lan1 up
+        ip netns add lan-a && ip netns add lan-b";
+    let clean = "ip netns del lan-a; ip netns del lan-b; ip link del lan0; true";
+    let ping = "ip netns exec lan-a ping -c 1 -W 2 172.20.0.11 || ip netns exec lan-a ping -c 1 -W 2 172.20.0.10";
+    let whole = [
+        prepare.to_owned(),
+        call("ADD", "lan-a"),
+        call("ADD", "lan-b"),
+        "ip -n lan-a -4 addr show net1".to_owned(),
+        ping.to_owned(),
+        call("DEL", "lan-a"),
+        call("DEL", "lan-b"),
+    ];
+    let done = cluster.on_node(1, &format!("set -e\n{}", whole.join("\n")));
+    cluster.on_node(1, clean)?;
+    let done = done?;
+    ensure!(done.contains("172.20.0.1"), "{done}");
+    cluster.kubectl("delete spiderippool lan --timeout=60s").map(drop)
+}

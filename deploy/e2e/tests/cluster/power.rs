@@ -1,0 +1,74 @@
+//! A node that loses its power.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bowline_e2e::{Cluster, eventually, text};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// After power cut and reboot the node's pods run again, no two of them share an address, and every
+/// address that is held has its pod.
+pub(crate) fn cut_and_reboot(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: power}}
+spec:
+  replicas: 6
+  selector: {{matchLabels: {{app: power}}}}
+  template: {{metadata: {{labels: {{app: power}}}}, spec: {}}}
+",
+        crate::workloads::SLEEPER
+    ))?;
+    cluster.kubectl("rollout status deployment/power --timeout=60s")?;
+    cluster.run("power-cut.sh", &["2"])?;
+    cluster.run("node.sh", &["2"])?;
+    // The kubelet says what its pods are only when it is back: until then the old status stands.
+    eventually("every pod's sandbox is a new one", PATIENCE, || {
+        let running = cluster.on_node(2, "ls /run/netns | grep -c '^cni-' || true")?;
+        let wanted =
+            cluster.get("pods -A --field-selector spec.nodeName=n2,spec.hostNetwork=false")?;
+        let wanted = wanted["items"].as_array().map_or(0, Vec::len);
+        Ok(running.trim().parse::<usize>()? == wanted)
+    })?;
+    cluster.kubectl("wait --for=condition=Ready node/n2 --timeout=60s")?;
+    cluster.ready("pod -l app=power")?;
+    let pods = cluster.get("pods -l app=power")?;
+    let first = text(&pods, "/items/0/metadata/name")?;
+    for pod in pods["items"].as_array().context("no pods")? {
+        let address = text(pod, "/status/podIP")?;
+        cluster.exec(first, &format!("ping -c 1 -W 2 {address}"))?;
+    }
+    cluster.kubectl("delete deployment/power --timeout=60s")?;
+    eventually("no address is held without a pod", PATIENCE, || no_address_leaks(cluster))
+}
+
+/// Each held address is a pod's that exists, under its UID, and one pod's only.
+pub(crate) fn no_address_leaks(cluster: &Cluster) -> anyhow::Result<bool> {
+    let pods = cluster.get("pods -A")?;
+    let uid = |pod: &serde_json::Value| pod["metadata"]["uid"].as_str().map(str::to_owned);
+    let alive: Vec<String> =
+        pods["items"].as_array().into_iter().flatten().filter_map(uid).collect();
+    let blocks = cluster.get("addressblocks")?;
+    let mut holders = BTreeMap::new();
+    for block in blocks["items"].as_array().into_iter().flatten() {
+        let network = block["spec"]["network"].as_str().unwrap_or_default();
+        for entry in block["spec"]["entries"].as_array().into_iter().flatten() {
+            let held = ["Intent", "Allocated"].contains(&text(entry, "/state")?);
+            if !held || entry["owner"]["kind"] == "Node" {
+                continue;
+            }
+            let (address, owner) = (text(entry, "/address")?, text(entry, "/owner/uid")?);
+            ensure!(
+                alive.iter().any(|u| u == owner),
+                "{network} {address} is held by {}",
+                entry["owner"]
+            );
+            let other = holders.insert((network.to_owned(), address.to_owned()), owner.to_owned());
+            ensure!(other.is_none(), "{network} {address} is held twice");
+        }
+    }
+    Ok(true)
+}

@@ -7,6 +7,8 @@
 //! | [`crd`] | the kinds as Kubernetes is told of them |
 //! | [`rules`] | what is right and wrong about objects |
 //! | [`pod`] | what a pod asks for, may have and gets |
+//! | [`definition`] | NetworkAttachmentDefinitions from Networks and SpiderMultusConfigs |
+//! | [`project`] | what people see of addresses: counts, lists, SpiderEndpoints |
 //! | [`ipam`] | who gets which address |
 //! | [`store`], [`memory`] | what the rules need of a store: compare-and-swap |
 //! | `conformance` | (feature) what every store must do, as a test |
@@ -19,9 +21,11 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod crd;
+pub mod definition;
 pub mod ipam;
 pub mod memory;
 pub mod pod;
+pub mod project;
 pub mod range;
 pub mod realm;
 pub mod rules;

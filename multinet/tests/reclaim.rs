@@ -1,4 +1,5 @@
 //! Reclaim, row by row: which record is freed, when, and what each switch changes.
+#![allow(clippy::needless_pass_by_value, reason = "values are written where they are used")]
 #![allow(missing_docs, reason = "a test has no users")]
 
 use std::collections::BTreeMap;

@@ -33,6 +33,7 @@ pub use defaults::{
 pub use multus::{
     CNI_VERSIONS, resource_of, validate_multus_config, validate_multus_config_update,
 };
+pub(crate) use multus::{is_auto_coordinated, pools_of};
 pub use network::{
     MTU_MIN_IPV4, MTU_RANGE, QUEUE_RANGE, RING_RANGE, VNI_RANGE, is_host_address, validate_network,
     validate_network_update,

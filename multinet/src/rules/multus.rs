@@ -210,7 +210,7 @@ fn check_ovs(ovs: &OvsConfig, problems: &mut Vec<Problem>) {
 }
 
 /// The pools that the block of a configuration names.
-fn pools_of(spec: &MultusConfigSpec) -> Option<&ConfigPools> {
+pub(crate) fn pools_of(spec: &MultusConfigSpec) -> Option<&ConfigPools> {
     let masters = [&spec.macvlan, &spec.ipvlan].into_iter().flatten();
     let mut found = masters.filter_map(|c| c.ippools.as_ref());
     found
@@ -284,6 +284,13 @@ fn check_annotations(
             refuse("needs pools: set ippools, so that injected interfaces get addresses");
         }
     }
+}
+
+/// Whether the coordinator follows in the chain: unless said otherwise, and never after a custom
+/// configuration.
+pub(crate) fn is_auto_coordinated(spec: &MultusConfigSpec) -> bool {
+    let custom = spec.cni_type.as_deref().unwrap_or("custom") == "custom";
+    !custom && spec.enable_coordinator != Some(false)
 }
 
 /// The resource that pods with an injecting annotation are given.

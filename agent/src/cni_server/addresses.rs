@@ -112,6 +112,8 @@ impl Claimer<'_> {
             home: Home::Network(network.to_owned()),
             configured: if asked.own { self.configured.clone() } else { PoolLists::default() },
             attachment_definition: None,
+            application: None,
+            master_addresses: None,
         };
         pod::select(self.checked, &context)
             .map_err(|problem| CniError::new(code::NO_ADDRESS, problem.to_string()))

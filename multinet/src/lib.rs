@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`types`] | the objects: Network, AddressBlock, NodeState, Spiderpool's kinds |
 //! | [`range`] | sets of addresses |
+//! | [`auto`] | automatic pools of applications, cut from subnets |
 //! | [`crd`] | the kinds as Kubernetes is told of them |
 //! | [`rules`] | what is right and wrong about objects |
 //! | [`pod`] | what a pod asks for, may have and gets |
@@ -18,6 +19,7 @@
 //! here panics on any input; what is wrong with an object is said in [`rules::Problem`]s.
 #![forbid(unsafe_code)]
 
+pub mod auto;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod crd;

@@ -290,6 +290,8 @@ fn choose(checked: &Checked, pod: &ObjectMeta, home: Home) -> Result<Selection, 
         home,
         configured: PoolLists::default(),
         attachment_definition: None,
+        application: None,
+        master_addresses: None,
     };
     select(checked, &context).map_err(|p| p.to_string())
 }
@@ -345,6 +347,8 @@ fn the_first_source_wins_whole() {
         home: blue(),
         configured: PoolLists { ipv4: vec!["net4".into()], ipv6: vec![] },
         attachment_definition: None,
+        application: None,
+        master_addresses: None,
     };
     let chosen = select(&checked, &context).unwrap();
     assert_eq!(
@@ -428,7 +432,12 @@ fn annotations_that_cannot_be_read_or_served_are_named() {
             "ipam.spidernet.io/ippools[1].interface: \"eth1\": is listed twice",
         ),
         ("ippools", r#"[{"interface": "eth1"}, {"ipv4": ["a"]}]"#, "ipam.spidernet.io/ippools: "),
-        ("subnet", "{}", "ipam.spidernet.io/subnet: \"{}\": automatic pools need the controller"),
+        ("subnet", "{}", "ipam.spidernet.io/subnet: names no subnet"),
+        (
+            "subnet",
+            r#"{"ipv4": ["s"]}"#,
+            "ipam.spidernet.io/subnet: \"{\"ipv4\": [\"s\"]}\": makes a pool for an application, and no",
+        ),
     ] {
         let found = choose(&checked, &meta(&[(key, value)]), blue()).unwrap_err();
         assert!(found.starts_with(sentence), "{found}\n{sentence}");

@@ -1,17 +1,22 @@
 //! Which pools an interface may be served from, in which order, and why not from the others.
 //!
 //! Sources, the first that names a pool of the interface's Network wins whole (no merging):
-//! 1. the pod's `ippools`, 2. the pod's `ippool`, 3. its namespace, 4. the CNI configuration,
-//! 5. pools with `spec.default: true`, 6. the Network's `spec.ipPools`.
+//! 1. the automatic pools of its application (`subnets`, `subnet`), 2. the pod's `ippools`, 3. the pod's
+//! `ippool`, 4. its namespace, 5. the CNI configuration, 6. pools with `spec.default: true`, 7. the
+//! Network's `spec.ipPools`.
 //!
 //! A name that belongs to another Network is not meant for this interface and is passed over with a
 //! reason; so is one that does not exist. Filters follow upstream's order. Candidates with more
 //! specific affinities come first; between equals the written order holds.
 
+use std::net::IpAddr;
+
 use super::spider::{SUBNET, SUBNETS, ippool, ippools_for, namespace_pools};
+use super::subnets::parse_subnets;
+use crate::auto::{Application, pool_for};
 use crate::ipam::{Candidate, Rejection, Rejections};
 use crate::range::Family;
-use crate::rules::{Checked, Home, Pool, Problem};
+use crate::rules::{AUTO_POOL_LABEL, Checked, Home, Pool, Problem};
 use crate::types::meta::{Labels, ObjectMeta};
 use crate::types::network::PoolLists;
 
@@ -39,6 +44,10 @@ pub struct Context<'a> {
     pub configured: PoolLists,
     /// Namespace and name of the NetworkAttachmentDefinition, where the call came from one.
     pub attachment_definition: Option<(&'a str, &'a str)>,
+    /// The outermost controller of the pod, where it was looked up and there is one.
+    pub application: Option<&'a Application>,
+    /// Where only pools around the physical device's addresses may serve (`match_master_subnet`): these.
+    pub master_addresses: Option<&'a [IpAddr]>,
 }
 
 /// Pools in the order in which they are tried.
@@ -59,11 +68,6 @@ pub struct Selection {
 /// # Errors
 /// An annotation that cannot be read, or that no pool is eligible with the reason for each.
 pub fn select(checked: &Checked, context: &Context<'_>) -> Result<Selection, Problem> {
-    if let Some(key) = [SUBNETS, SUBNET].into_iter().find(|k| has(context.pod, k)) {
-        let message = "automatic pools need the controller, which is not running; \
-                       name pools by ipam.spidernet.io/ippool";
-        return Err(Problem::error(key, &context.pod.annotations[key], message));
-    }
     let mut elsewhere = Vec::new();
     let mut first_source = None;
     for source in sources(checked, context)? {
@@ -88,10 +92,6 @@ pub fn select(checked: &Checked, context: &Context<'_>) -> Result<Selection, Pro
     Err(none_left(context, first_source.unwrap_or("no source"), &elsewhere))
 }
 
-fn has(meta: &ObjectMeta, key: &str) -> bool {
-    meta.annotations.contains_key(key)
-}
-
 struct Source {
     name: &'static str,
     pools: PoolLists,
@@ -106,6 +106,7 @@ fn sources(checked: &Checked, context: &Context<'_>) -> Result<Vec<Source>, Prob
             found.push(Source { name, pools, clean_gateway });
         }
     };
+    add("the application's automatic pools", automatic(checked, context)?, false);
     if let Some(choice) = ippools_for(annotations, context.interface, context.index)? {
         add("the pod's ippools", choice.pools(), choice.cleangateway);
     }
@@ -121,6 +122,38 @@ fn sources(checked: &Checked, context: &Context<'_>) -> Result<Vec<Source>, Prob
         add("the Network's spec.ipPools", network.spec.ip_pools.clone(), false);
     }
     Ok(found)
+}
+
+/// The pools that the controller made for this interface of the pod's application.
+fn automatic(checked: &Checked, context: &Context<'_>) -> Result<PoolLists, Problem> {
+    let annotations = &context.pod.annotations;
+    let mut lists = PoolLists::default();
+    let choices = parse_subnets(annotations)?;
+    if choices.is_empty() {
+        return Ok(lists);
+    }
+    let key = if annotations.contains_key(SUBNETS) { SUBNETS } else { SUBNET };
+    let Some(app) = context.application else {
+        let message = "makes a pool for an application, and no controller of this pod is known; \
+                       name pools by ipam.spidernet.io/ippool";
+        return Err(Problem::error(key, &annotations[key], message));
+    };
+    for choice in choices.iter().filter(|c| c.interface == context.interface) {
+        for (family, subnet) in choice.families() {
+            let Some(pool) = pool_for(checked, &context.home, app, &choice.interface, family)
+            else {
+                let message = format!(
+                    "has no {family} pool for {} of {} {} yet; the controller makes it, \
+                     see the events there",
+                    choice.interface, app.kind, app.name
+                );
+                return Err(Problem::error(key, subnet, message));
+            };
+            let list = if family == Family::V4 { &mut lists.ipv4 } else { &mut lists.ipv6 };
+            list.push(pool.name.clone());
+        }
+    }
+    Ok(lists)
 }
 
 fn defaults(checked: &Checked, domain: &str) -> PoolLists {
@@ -236,10 +269,24 @@ fn refuse(pool: &Pool, family: Family, context: &Context<'_>) -> Option<String> 
             return Some(why);
         }
     }
+    if pool.meta.labels.contains_key(AUTO_POOL_LABEL) {
+        // Its affinity speaks of the application, not of the pod's labels; nothing else is asked.
+        let serves = context.application.is_some_and(|app| app.is_served_by(pool));
+        return (!serves).then(|| "is the automatic pool of another application".into());
+    }
     if spec.pod_affinity.as_ref().is_some_and(|s| !s.matches(&context.pod.labels)) {
         return Some("does not serve this pod (spec.podAffinity)".into());
     }
-    refuse_definition(&spec.multus_name, context)
+    refuse_definition(&spec.multus_name, context).or_else(|| refuse_master(pool, context))
+}
+
+/// `match_master_subnet`: the pool's prefix holds an address of the function's physical device.
+fn refuse_master(pool: &Pool, context: &Context<'_>) -> Option<String> {
+    let addresses = context.master_addresses?;
+    if addresses.iter().any(|a| pool.subnet.contains(a)) {
+        return None;
+    }
+    Some(format!("holds no address of the physical device in {} (matchMasterSubnet)", pool.subnet))
 }
 
 /// `[namespace/]name`; a name without namespace means that name anywhere.

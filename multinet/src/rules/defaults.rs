@@ -88,7 +88,7 @@ fn inherit(pool: &mut SpiderIPPool, subnet: &Pool) {
 }
 
 /// The owner reference from a pool to its subnet.
-fn subnet_reference(name: &str, uid: &str) -> OwnerReference {
+pub(crate) fn subnet_reference(name: &str, uid: &str) -> OwnerReference {
     OwnerReference {
         api_version: SpiderSubnet::API_VERSION.into(),
         kind: SpiderSubnet::KIND.into(),

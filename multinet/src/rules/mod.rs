@@ -26,6 +26,7 @@ mod subnet;
 pub use block::{validate_block, validate_node_state};
 pub use catalog::{Catalog, Checked, Home, ObjectProblem};
 pub use coordinator::{parse_mac_prefix, validate_coordinator};
+pub(crate) use defaults::subnet_reference;
 pub use defaults::{
     OWNER_SUBNET_LABEL, POOL_CIDR_LABEL, SUBNET_CIDR_LABEL, cidr_label, fill_coordinator,
     fill_multus_config, fill_pool, fill_reserved, fill_subnet, is_auto_pool,

@@ -1,9 +1,9 @@
 //! Which pools an interface may be served from, in which order, and why not from the others.
 //!
 //! Sources, the first that names a pool of the interface's Network wins whole (no merging):
-//! 1. the automatic pools of its application (`subnets`, `subnet`), 2. the pod's `ippools`, 3. the pod's
-//! `ippool`, 4. its namespace, 5. the CNI configuration, 6. pools with `spec.default: true`, 7. the
-//! Network's `spec.ipPools`.
+//! 1. the automatic pools of its application (`subnets`, `subnet`),
+//! 2. the pod's `ippools`, 3. the pod's `ippool`, 4. its namespace, 5. the CNI configuration,
+//! 6. pools with `spec.default: true`, 7. the Network's `spec.ipPools`.
 //!
 //! A name that belongs to another Network is not meant for this interface and is passed over with a
 //! reason; so is one that does not exist. Filters follow upstream's order. Candidates with more

@@ -7,6 +7,7 @@
 //! | `claim` | which address a request gets |
 //! | `release` | confirm, release, quarantine, reclaim |
 //! | `reclaim` | which records nobody needs any more |
+//! | `import` | what a running Spiderpool has given, as claims |
 //! | `driver` | read, decide, compare-and-swap, again |
 //!
 //! Invariants:
@@ -19,12 +20,14 @@
 
 mod claim;
 mod driver;
+mod import;
 mod reclaim;
 mod release;
 mod view;
 
 pub use claim::{Candidate, Claim, Rejection, Rejections, Request, plan_claim};
 pub use driver::{ClaimError, MAX_ATTEMPTS, claim, load, modify};
+pub use import::{Import, Taken, plan_import, plan_take};
 pub use reclaim::{
     Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, outlives_pod,
 };

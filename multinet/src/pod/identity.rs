@@ -40,7 +40,7 @@ pub fn identity(pod: &Pod, stickiness: Stickiness) -> Identity {
     let controller = meta.owner_references.iter().find(|o| o.controller == Some(true));
     let machine = controller.filter(|o| stickiness.machines && is_machine(o));
     let sticky = controller.is_some_and(|o| stickiness.stateful_sets && is_stateful_set(o));
-    let name = machine.map_or(meta.name.clone(), |o| format!("{MACHINE}{}", o.name));
+    let name = machine.map_or(meta.name.clone(), |o| machine_name(&o.name));
     let owner = Owner::Pod {
         namespace: meta.namespace.clone().unwrap_or_default(),
         name,
@@ -55,6 +55,11 @@ fn is_stateful_set(owner: &OwnerReference) -> bool {
 
 fn is_machine(owner: &OwnerReference) -> bool {
     owner.kind == "VirtualMachineInstance" && owner.api_version.starts_with("kubevirt.io/")
+}
+
+/// The owner name of a virtual machine's records.
+pub(crate) fn machine_name(machine: &str) -> String {
+    format!("{MACHINE}{machine}")
 }
 
 /// The virtual machine that a record's owner name stands for.

@@ -22,6 +22,7 @@ mod subnets;
 
 pub use admit::validate_pod;
 pub use grant::{Granted, RxMode, grant};
+pub(crate) use identity::machine_name;
 pub use identity::{Identity, Stickiness, identity, machine_of, ordinal_of};
 pub use interfaces::{INTERFACES, Wish, is_interface_name, parse_interfaces};
 pub use multus::{NETWORKS, NetworkSelection, parse_networks};

@@ -1,3 +1,31 @@
 //! The Kubernetes API as a store of Bowline's objects. Agent and controller share it; the rules in
 //! [`multinet`] do not know it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`object`] | `multinet`'s kinds as the client library wants them |
+//! | [`store`] | compare-and-swap |
+//! | [`watch`] | what changes, as it changes |
+//! | `install` | whether Bowline is still wanted |
+//! | [`events`] | sentences for people, on the object concerned |
+//!
+//! Invariant: nothing here decides anything; a write either took place or its error says that it may
+//! have.
 #![forbid(unsafe_code)]
+
+pub mod events;
+mod install;
+pub mod object;
+pub mod store;
+pub mod watch;
+
+/// The time of a condition: RFC 3339, in seconds.
+#[must_use]
+pub fn now() -> String {
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+pub use events::{Events, Severity};
+pub use install::is_gone;
+pub use store::ApiStore;
+pub use watch::{Change, Selection, follow, follow_specs};

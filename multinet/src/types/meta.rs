@@ -122,9 +122,11 @@ macro_rules! resource {
         #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
         pub struct $name {
-            /// Group and version.
+            /// Group and version; the API server leaves it out in lists of its own kinds.
+            #[serde(default)]
             pub api_version: String,
-            /// Kind.
+            /// Kind; likewise.
+            #[serde(default)]
             pub kind: String,
             /// Name, labels, version …
             pub metadata: $crate::types::meta::ObjectMeta,

@@ -44,35 +44,6 @@ fn read() -> Vec<CustomResourceDefinition> {
             definitions.push(definition.unwrap_or_else(|e| panic!("{}: {e}", path.display())));
         }
     }
-    if definitions.is_empty() { plain() } else { definitions }
-}
-
-/// Definitions without a schema, of the kinds that agent and controller share.
-fn plain() -> Vec<CustomResourceDefinition> {
-    [
-        ("bowline.dev", "v1alpha1", "Network", "networks"),
-        ("bowline.dev", "v1alpha1", "AddressBlock", "addressblocks"),
-        ("bowline.dev", "v1alpha1", "NodeState", "nodestates"),
-        ("spiderpool.spidernet.io", "v2beta1", "SpiderIPPool", "spiderippools"),
-        ("spiderpool.spidernet.io", "v2beta1", "SpiderReservedIP", "spiderreservedips"),
-    ]
-    .map(|(group, version, kind, plural)| definition(group, version, kind, plural))
-    .to_vec()
-}
-
-fn definition(group: &str, version: &str, kind: &str, plural: &str) -> CustomResourceDefinition {
-    serde_json::from_value(serde_json::json!({
-        "metadata": {"name": format!("{plural}.{group}")},
-        "spec": {
-            "group": group, "scope": "Cluster",
-            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
-            "versions": [{
-                "name": version, "served": true, "storage": true,
-                "schema": {"openAPIV3Schema": {
-                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
-                }},
-            }],
-        },
-    }))
-    .expect("a definition")
+    assert!(!definitions.is_empty(), "{} holds no definition", directory.display());
+    definitions
 }

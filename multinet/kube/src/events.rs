@@ -1,0 +1,88 @@
+//! Sentences for people, on the object concerned.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use multinet::types::meta::Resource;
+
+/// The API server takes 1,024 bytes.
+const MAX_NOTE_BYTES: usize = 1000;
+/// An event is news: it is not worth more.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Somebody should act.
+    Warning,
+    /// Good to know.
+    Normal,
+}
+
+/// Writes events.
+#[derive(Clone)]
+pub struct Events {
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    /// Events of `component` (for instance `bowline-agent`) on `instance` (a node, a pod).
+    #[must_use]
+    pub fn new(client: Client, component: &str, instance: &str) -> Self {
+        let reporter =
+            Reporter { controller: component.to_owned(), instance: Some(instance.to_owned()) };
+        Self { recorder: Recorder::new(client, reporter) }
+    }
+
+    /// Says something about an object. A failure is logged: nothing depends on an event.
+    pub async fn say<R: Resource>(
+        &self,
+        about: &R,
+        severity: Severity,
+        reason: &str,
+        action: &str,
+        sentence: &str,
+    ) {
+        let meta = about.meta();
+        let reference = ObjectReference {
+            api_version: Some(R::API_VERSION.to_owned()),
+            kind: Some(R::KIND.to_owned()),
+            name: Some(meta.name.clone()),
+            namespace: meta.namespace.clone(),
+            uid: meta.uid.clone(),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: match severity {
+                Severity::Warning => EventType::Warning,
+                Severity::Normal => EventType::Normal,
+            },
+            reason: reason.to_owned(),
+            note: Some(cut(sentence)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        match tokio::time::timeout(WITHIN, self.recorder.publish(&event, &reference)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!("the event \"{sentence}\" cannot be written: {e}"),
+            Err(_) => tracing::warn!("the event \"{sentence}\" cannot be written in time"),
+        }
+    }
+}
+
+/// What fits, cut between characters.
+fn cut(sentence: &str) -> String {
+    if sentence.len() <= MAX_NOTE_BYTES {
+        return sentence.to_owned();
+    }
+    let end = (0..=MAX_NOTE_BYTES - 3).rev().find(|at| sentence.is_char_boundary(*at));
+    format!("{}…", &sentence[..end.unwrap_or(0)])
+}

@@ -1,0 +1,89 @@
+//! `multinet`'s kinds as the client library wants them: one envelope for all.
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::DynamicResourceScope;
+use kube::{Api, Client};
+use multinet::types::meta::Resource;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An object, and what the client library reads of its metadata.
+#[derive(Clone, Debug)]
+pub struct Object<R> {
+    metadata: ObjectMeta,
+    inner: R,
+}
+
+impl<R: Resource> Object<R> {
+    /// Wraps an object to be sent.
+    #[must_use]
+    pub fn new(inner: R) -> Self {
+        let meta = inner.meta();
+        let metadata = ObjectMeta {
+            name: Some(meta.name.clone()),
+            namespace: meta.namespace.clone(),
+            uid: meta.uid.clone(),
+            resource_version: meta.resource_version.clone(),
+            ..ObjectMeta::default()
+        };
+        Self { metadata, inner }
+    }
+
+    /// The object.
+    #[must_use]
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+}
+
+impl<R: Resource> kube::Resource for Object<R> {
+    type DynamicType = ();
+    type Scope = DynamicResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        R::KIND.into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        R::API_VERSION.split_once('/').map_or("", |(group, _)| group).into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        R::API_VERSION.split_once('/').map_or(R::API_VERSION, |(_, version)| version).into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        R::PLURAL.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl<R: Resource> Serialize for Object<R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.inner.serialize(serializer)
+    }
+}
+
+impl<'de, R: Resource> Deserialize<'de> for Object<R> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        R::deserialize(deserializer).map(Self::new)
+    }
+}
+
+/// The API of a kind: of one namespace, or of all (and of cluster-scoped kinds).
+#[must_use]
+pub fn api<R: Resource>(client: &Client, namespace: Option<&str>) -> Api<Object<R>> {
+    match namespace.filter(|_| R::NAMESPACED) {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &()),
+        None => Api::all_with(client.clone(), &()),
+    }
+}

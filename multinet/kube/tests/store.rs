@@ -1,0 +1,157 @@
+//! The API store against a real API server: the suite that every store must pass, and what only an
+//! API server can do to it.
+
+mod common;
+
+use std::net::IpAddr;
+
+use bowline_kube::{ApiStore, Change, Selection, follow, follow_specs};
+use common::{Loss, lossy_client};
+use futures::StreamExt;
+use multinet::conformance;
+use multinet::ipam::{self, ClaimError, Holder};
+use multinet::store::{Store, StoreError};
+use multinet::types::block::{AddressBlock, NETWORK_LABEL};
+use multinet::types::core::Namespace;
+use multinet::types::meta::LabelSelector;
+use multinet::types::pool::{IPPoolSpec, IPPoolStatus, SpiderIPPool};
+use testapi::{TestApi, User};
+
+#[test]
+fn the_api_store_conforms() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (_api, client) = runtime.block_on(async {
+        let api = TestApi::start(&[]).await;
+        api.install_crds().await;
+        let client = api.client("admin").await;
+        (api, client)
+    });
+    let handle = runtime.handle();
+    conformance::check(|| ApiStore::new(client.clone()), &|future| handle.block_on(future));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_answer_is_unavailable_and_says_what_to_do() {
+    let mut api = TestApi::start(&[User::named("nobody")]).await;
+    let store = ApiStore::new(api.client("admin").await);
+    let missing = store.get::<AddressBlock>(None, "none").await.unwrap_err();
+    assert!(missing.to_string().contains("install Bowline's resource definitions"), "{missing}");
+    assert!(matches!(missing, StoreError::Unavailable(_)), "{missing:?}");
+    api.install_crds().await;
+    assert_eq!(store.get::<AddressBlock>(None, "none").await, Ok(None));
+    let nobody = ApiStore::new(api.client("nobody").await);
+    let refused = nobody.list::<AddressBlock>(&LabelSelector::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("not allowed"), "{refused}");
+    api.kill_server();
+    let down = store.get::<AddressBlock>(None, "none").await.unwrap_err();
+    assert!(matches!(down, StoreError::Unavailable(_)), "{down:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_whole_however_long_and_watches_tell_what_changes() {
+    let api = TestApi::start(&[]).await;
+    api.install_crds().await;
+    let store = ApiStore::new(api.client("admin").await);
+    let mut made = Vec::new();
+    for n in 0..510u32 {
+        let address = IpAddr::from((0x0a00_0000 + n * 64).to_be_bytes());
+        made.push(AddressBlock::around("many", address));
+    }
+    let writes = made.iter().map(|block| store.create(block));
+    let written: Vec<_> = futures::stream::iter(writes).buffer_unordered(20).collect().await;
+    assert!(written.iter().all(Result::is_ok), "{:?}", written.iter().find(|w| w.is_err()));
+    let many = LabelSelector::label(NETWORK_LABEL, "many");
+    assert_eq!(store.list::<AddressBlock>(&many).await.unwrap().len(), 510);
+
+    let selection = Selection::label(NETWORK_LABEL, "few");
+    let mut changes = Box::pin(follow::<AddressBlock>(store.client(), &selection));
+    assert_eq!(changes.next().await, Some(Change::All(Vec::new())), "only what is selected");
+    let block = AddressBlock::around("few", IpAddr::from([10, 0, 0, 0]));
+    let mut block = store.create(&block).await.unwrap();
+    assert_eq!(changes.next().await, Some(Change::Set(block.clone())));
+    block.spec.node = Some("n1".into());
+    let block = store.update(&block).await.unwrap();
+    assert_eq!(changes.next().await, Some(Change::Set(block.clone())));
+    store.delete(&block).await.unwrap();
+    assert!(matches!(changes.next().await, Some(Change::Gone(_))));
+    // Objects of the API server's own kinds come without kind in lists.
+    let all = follow::<Namespace>(store.client(), &Selection::named("default"));
+    let Some(Change::All(found)) = Box::pin(all).next().await else { panic!("no first list") };
+    assert_eq!(found.iter().map(Namespace::name).collect::<Vec<_>>(), ["default"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pools_status_is_not_fetched_again_and_again() {
+    let api = TestApi::start(&[]).await;
+    api.install_crds().await;
+    let store = ApiStore::new(api.client("admin").await);
+    let spec = IPPoolSpec { subnet: "10.1.0.0/24".into(), ..IPPoolSpec::default() };
+    let mut pool = store.create(&SpiderIPPool::new("p", spec)).await.unwrap();
+    let selection = Selection::default();
+    let mut changes = Box::pin(follow_specs::<SpiderIPPool>(store.client(), &selection));
+    let Some(Change::All(first)) = changes.next().await else { panic!("no first list") };
+    assert_eq!(first.len(), 1);
+    // A status first, then a spec: the first change told is the spec's.
+    let status = IPPoolStatus { total_ip_count: Some(7), ..IPPoolStatus::default() };
+    pool.status = Some(status);
+    pool = store.update_status(&pool).await.unwrap();
+    pool.spec.ips = vec!["10.1.0.1-10.1.0.9".into()];
+    let pool = store.update(&pool).await.unwrap();
+    let Some(Change::Set(told)) = changes.next().await else { panic!("no change") };
+    assert_eq!(told.spec, pool.spec);
+}
+
+/// Requests lost before and after they took place, one at a time, until a run ends untouched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_request_loses_no_address_and_gives_none_twice() {
+    let api = TestApi::start(&[]).await;
+    api.install_crds().await;
+    let judge = ApiStore::new(api.client("admin").await);
+    for after_commit in [false, true] {
+        let mut untouched = None;
+        for n in 1..60 {
+            let loss = Loss::nth(n, after_commit);
+            let store = ApiStore::new(lossy_client(api.config("admin").await, &loss));
+            let domain = format!("lost-{n}-{after_commit}");
+            come_and_go(&store, &domain).await;
+            common::judge(&judge, &domain).await;
+            if !loss.happened() {
+                untouched = Some(n);
+                break;
+            }
+        }
+        let n = untouched.expect("a run without loss ends the search");
+        assert!(n > 5, "only {n} requests in a run: the loss was never looked at");
+    }
+}
+
+/// Four pods come, two of them go, each call repeated until it has an answer.
+async fn come_and_go(store: &ApiStore, domain: &str) {
+    for pod in 0..4 {
+        let request = common::request(pod);
+        loop {
+            match ipam::claim(store, domain, std::slice::from_ref(&request), 1).await {
+                Ok(_) => break,
+                Err(ClaimError::Store(StoreError::Unavailable(_))) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    for pod in 0..2 {
+        let request = common::request(pod);
+        let holder = Holder {
+            owner: Some(&request.owner),
+            sandbox_id: &request.sandbox_id,
+            interface: None,
+        };
+        loop {
+            let released =
+                ipam::modify(store, domain, |view| ipam::plan_release(view, holder, 2)).await;
+            match released {
+                Ok(_) => break,
+                Err(StoreError::Unavailable(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}

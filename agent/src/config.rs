@@ -11,11 +11,26 @@ use clap::{Parser, ValueEnum};
 #[command(name = "bowline-agent", version)]
 pub struct Config {
     /// This node's name, as the other nodes know it. Default: the host name.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node: Option<String>,
+    /// Take Networks and pools from the Kubernetes API (in the cluster by the service account, else
+    /// by $KUBECONFIG) and claim addresses there, instead of from a directory.
+    #[arg(long, conflicts_with = "catalog")]
+    pub kubernetes: bool,
     /// Directory of Networks, pools and pods as YAML; agents of several nodes may share it.
     #[arg(long, value_name = "DIR", default_value = "/etc/bowline/catalog")]
     pub catalog: PathBuf,
+    /// With --kubernetes: where the node's container runtime looks for plugins, seen from here. The
+    /// plugin is installed if the directory exists.
+    #[arg(long, value_name = "DIR", default_value = "/host/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// With --kubernetes: where it looks for configurations. One that makes Bowline the cluster's CNI
+    /// is installed if the directory exists.
+    #[arg(long, value_name = "DIR", default_value = "/host/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Another CNI gives eth0: install no configuration.
+    #[arg(long)]
+    pub no_cni_conf: bool,
     /// The data plane's API socket; descriptors go to the one beside it, with `.fds` at the end.
     #[arg(long, value_name = "SOCKET", default_value = "/run/bowline/dataplane.sock")]
     pub dataplane: PathBuf,

@@ -2,6 +2,7 @@
 //! shall do about it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,9 @@ use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use tokio::sync::watch;
 
-use crate::catalog::{Catalog, Snapshot};
+use crate::catalog::{Snapshot, Source};
 use crate::dataplane::{DescriptorKind, Descriptors, Node};
 use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
 use crate::pod::{self, Device, Netns};
@@ -28,18 +30,20 @@ pub struct Core {
     /// This node's name.
     pub node: String,
     /// The catalog.
-    pub catalog: Arc<Catalog>,
+    pub catalog: Source,
     /// Where attachments outlive the agent.
     pub journal: Journal,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
     checked: Mutex<Option<LastCheck>>,
+    /// Counts changes of the attachments.
+    changes: watch::Sender<u64>,
     /// Sentences about what had to be left out, as last logged.
     notes: Mutex<Vec<String>>,
 }
 
 impl Core {
     /// Reads the journal.
-    pub fn open(node: String, catalog: Arc<Catalog>, journal: Journal) -> std::io::Result<Self> {
+    pub fn open(node: String, catalog: Source, journal: Journal) -> std::io::Result<Self> {
         let attachments = journal.load()?.into_iter().map(|a| (a.key.clone(), a)).collect();
         Ok(Self {
             node,
@@ -47,6 +51,7 @@ impl Core {
             journal,
             attachments: Mutex::new(attachments),
             checked: Mutex::default(),
+            changes: watch::Sender::new(0),
             notes: Mutex::default(),
         })
     }
@@ -94,6 +99,7 @@ impl Core {
         let mut attachments = lock(&self.attachments);
         self.journal.put(&attachment)?;
         attachments.insert(attachment.key.clone(), attachment);
+        self.changes.send_modify(|count| *count += 1);
         Ok(())
     }
 
@@ -109,17 +115,30 @@ impl Core {
         let mut attachments = lock(&self.attachments);
         self.journal.remove(key)?;
         attachments.remove(key);
+        self.changes.send_modify(|count| *count += 1);
         Ok(())
+    }
+
+    /// Is told each time that an attachment comes, changes or goes.
+    pub fn attachments_changed(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Networks that this node has interfaces of.
     pub fn networks_in_use(&self) -> Vec<String> {
         let attachments = lock(&self.attachments);
-        let interfaces = attachments.values().flat_map(|a| &a.interfaces);
-        let mut names: Vec<String> = interfaces.map(|i| i.network.clone()).collect();
+        let mut names: Vec<String> = attachments.values().flat_map(Attachment::networks).collect();
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// The node's own addresses in `default`.
+    pub fn node_addresses(&self) -> Vec<IpAddr> {
+        let attachments = lock(&self.attachments);
+        let legs = attachments.values().filter(|a| a.is_node_leg() && a.phase == Phase::Ready);
+        let interfaces = legs.flat_map(|a| &a.interfaces);
+        interfaces.flat_map(|i| &i.plan.addresses).map(ipnet::IpNet::addr).collect()
     }
 
     fn find_interface<T>(&self, id: &str, look: impl FnOnce(&mut Attachment) -> T) -> Option<T> {

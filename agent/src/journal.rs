@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use cni::result::CniResult;
@@ -124,6 +125,48 @@ pub struct Attachment {
     /// What was answered.
     #[serde(default)]
     pub result: Option<CniResult>,
+    /// Ports of the node that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostPort {
+    /// The node's address; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// Port on the node.
+    pub host_port: u16,
+    /// Port in the pod.
+    pub container_port: u16,
+    /// Whose ports.
+    pub protocol: Protocol,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// As in packet filters, lower case.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
 }
 
 impl Attachment {
@@ -140,17 +183,30 @@ impl Attachment {
             mtu: 0,
             pod_namespace: self.pod().0.to_owned(),
             pod_name: self.pod().1.to_owned(),
-            node_leg: false,
+            node_leg: self.is_node_leg(),
         };
         self.interfaces.iter().map(of).collect()
     }
 
-    /// Namespace and name of the pod.
+    /// Is it the node's own interface in `default`?
+    pub fn is_node_leg(&self) -> bool {
+        matches!(self.owner, Owner::Node { .. })
+    }
+
+    /// Namespace and name of the pod; empty for the node's own leg.
     pub fn pod(&self) -> (&str, &str) {
         match &self.owner {
             Owner::Pod { namespace, name, .. } => (namespace, name),
-            Owner::Node { name } => ("", name),
+            Owner::Node { .. } => ("", ""),
         }
+    }
+
+    /// The Networks of its interfaces, each once.
+    pub fn networks(&self) -> Vec<String> {
+        let mut networks: Vec<_> = self.interfaces.iter().map(|i| i.network.clone()).collect();
+        networks.sort_unstable();
+        networks.dedup();
+        networks
     }
 
     /// Names of its interfaces.

@@ -5,18 +5,26 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent::catalog::{Catalog, Directory};
+use agent::catalog::{ApiCatalog, Catalog, Directory, Source};
 use agent::cni_server::{CniServer, Settings};
 use agent::config::{Config, LogFormat};
 use agent::core::Core;
 use agent::dataplane::Dataplane;
+use agent::install::{self, Places};
 use agent::journal::Journal;
 use agent::metrics::{self, Metrics};
-use agent::{fault, nodestate};
+use agent::node::{self, Firewall};
+use agent::{fault, nodestate, uninstall};
 use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How often it is looked which watches are needed.
+const WATCHES_EVERY: Duration = Duration::from_secs(20);
+/// How long the start waits for the blocks of Networks in use.
+const CATALOG_WITHIN: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let config = Config::parse();
@@ -56,13 +64,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => host_name()?,
     };
-    let core = open(&config, node)?;
-    let follow = core
-        .catalog
-        .follow()
-        .with_context(|| format!("cannot watch the catalog {}", config.catalog.display()))?;
+    let (source, follow) = open_source(&config, &node).await?;
+    let core = open(&config, node, source)?;
+    // What other nodes have is known before the data plane is told anything: a restart changes no
+    // route.
+    if core.catalog.prepare(&core.networks_in_use(), CATALOG_WITHIN).await.is_err() {
+        tracing::warn!("the API server does not tell the blocks of Networks in use; going on");
+    }
     let metrics = Metrics::new();
     let dataplane = Dataplane::start(config.dataplane.clone(), core.clone());
+    let firewall = config.kubernetes.then(|| Arc::new(Firewall::default()));
     let server = CniServer::new(
         core.clone(),
         dataplane.clone(),
@@ -73,19 +84,32 @@ async fn run(config: Config) -> anyhow::Result<()> {
             dataplane_socket: config.dataplane.clone(),
             apply_within: Duration::from_millis(config.apply_within_ms),
         },
+        firewall.clone(),
     );
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(async move { server.run().await.context("cannot serve the CNI plugin") });
     tasks.spawn(nodestate_task(core.clone(), dataplane.clone(), metrics.clone()));
-    tasks.spawn(follow_catalog(core, dataplane, metrics.clone()));
+    if let Some(firewall) = firewall.clone() {
+        tasks.spawn(node_task(core.clone(), dataplane.clone(), firewall));
+    }
+    tasks.spawn(follow_catalog(core.clone(), dataplane, metrics.clone()));
     if let Some(address) = config.metrics {
         tasks.spawn(async move {
             let served = metrics::serve(metrics, address).await;
             served.with_context(|| format!("cannot serve metrics on {address}"))
         });
     }
+    let places = config.kubernetes.then(|| places(&config)).flatten();
+    if let Some(places) = places.clone() {
+        tasks.spawn(install_task(core.clone(), places));
+    }
     let stopped = wait_for_end(&mut tasks).await;
-    follow.abort();
+    if let (Some(places), Some(firewall)) = (&places, &firewall) {
+        uninstall::if_uninstalled(&core, places, firewall).await;
+    }
+    if let Some(follow) = follow {
+        follow.abort();
+    }
     // Connections are answered to the end of their step or not at all: the journal knows either way.
     tasks.shutdown().await;
     // The next agent need not wonder whether anybody listens.
@@ -93,17 +117,34 @@ async fn run(config: Config) -> anyhow::Result<()> {
     stopped
 }
 
-fn open(config: &Config, node: String) -> anyhow::Result<Arc<Core>> {
+/// The catalog in force, and the task that follows a directory's files.
+async fn open_source(
+    config: &Config,
+    node: &str,
+) -> anyhow::Result<(Source, Option<tokio::task::JoinHandle<()>>)> {
+    if config.kubernetes {
+        let settings = kube::Config::infer().await.context(
+            "no way to the Kubernetes API: run in a pod with a service account, or set KUBECONFIG",
+        )?;
+        tracing::info!(node, api = %settings.cluster_url, "bowline-agent {VERSION}");
+        let client = kube::Client::try_from(settings).context("cannot make a Kubernetes client")?;
+        return Ok((Source::Api(ApiCatalog::open(client, node).await), None));
+    }
     let place = config.catalog.display();
+    tracing::info!(node, catalog = %place, "bowline-agent {VERSION}");
     let directory = Directory::open(&config.catalog)
         .with_context(|| format!("cannot open the catalog {place}"))?;
     let catalog =
         Catalog::open(directory).with_context(|| format!("cannot read the catalog {place}"))?;
+    let follow = catalog.follow().with_context(|| format!("cannot watch the catalog {place}"))?;
+    Ok((Source::Files(catalog), Some(follow)))
+}
+
+fn open(config: &Config, node: String, source: Source) -> anyhow::Result<Arc<Core>> {
     let journal = Journal::open(&config.state_dir).with_context(|| {
         format!("cannot open the state directory {}", config.state_dir.display())
     })?;
-    tracing::info!(node, catalog = %place, "bowline-agent {}", env!("CARGO_PKG_VERSION"));
-    let core = Core::open(node, catalog, journal).context("cannot read the journal")?;
+    let core = Core::open(node, source, journal).context("cannot read the journal")?;
     Ok(Arc::new(core))
 }
 
@@ -132,6 +173,38 @@ async fn nodestate_task(
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     nodestate::keep(core, dataplane, metrics).await;
+    Ok(())
+}
+
+/// What only an agent of a Kubernetes node does: the node's own leg, and the choice of watches.
+async fn node_task(
+    core: Arc<Core>,
+    dataplane: Dataplane,
+    firewall: Arc<Firewall>,
+) -> anyhow::Result<()> {
+    let watches = async {
+        loop {
+            tokio::time::sleep(WATCHES_EVERY).await;
+            let in_use = core.networks_in_use();
+            if let Some(api) = core.catalog.api() {
+                api.keep_watching(&in_use);
+            }
+        }
+    };
+    tokio::select! {
+        () = node::keep(core.clone(), dataplane, firewall) => Ok(()),
+        () = watches => Ok(()),
+    }
+}
+
+/// Where the node's runtime looks, if this process was given to see it.
+fn places(config: &Config) -> Option<Places> {
+    let conf_dir = Some(config.cni_conf_dir.clone()).filter(|d| d.is_dir() && !config.no_cni_conf);
+    config.cni_bin_dir.is_dir().then(|| Places { bin_dir: config.cni_bin_dir.clone(), conf_dir })
+}
+
+async fn install_task(core: Arc<Core>, places: Places) -> anyhow::Result<()> {
+    install::keep(core, places).await;
     Ok(())
 }
 

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use multinet::store::{Store, StoreError};
+use multinet::store::StoreError;
+use multinet::types::core::Node;
 use multinet::types::mac::Mac;
-use multinet::types::meta::Condition;
-use multinet::types::node::{NodeState, NodeStateSpec, NodeStateStatus, NodeUplink, Versions};
+use multinet::types::meta::{Condition, OwnerReference, Resource};
+use multinet::types::node::{NodeState, NodeStateSpec, NodeUplink, Versions};
 
+use crate::catalog::ApiCatalog;
 use crate::core::Core;
 use crate::dataplane::{Dataplane, from_ip};
 use crate::metrics::Metrics;
@@ -42,10 +44,17 @@ pub async fn keep(core: Arc<Core>, dataplane: Dataplane, metrics: Arc<Metrics>) 
 }
 
 async fn write(core: &Core, hello: &api::HelloReply) -> Result<(), StoreError> {
-    let store = core.catalog.directory();
     let wanted = spec_of(core, hello);
+    let mut object = NodeState::new(core.node.clone(), wanted.clone());
+    object.metadata.owner_references =
+        core.catalog.api().and_then(|api| owner(api)).into_iter().collect();
     let known = core.catalog.snapshot().get::<NodeState>(None, &core.node);
-    if known.is_some_and(|known| known.spec == wanted) {
+    let is_known = |known: Arc<NodeState>| {
+        known.spec == wanted
+            && known.metadata.owner_references == object.metadata.owner_references
+            && known.status.as_ref().is_some_and(|s| s.conditions.iter().any(is_ready))
+    };
+    if known.is_some_and(is_known) {
         return Ok(());
     }
     let ready = Condition {
@@ -53,21 +62,26 @@ async fn write(core: &Core, hello: &api::HelloReply) -> Result<(), StoreError> {
         status: "True".into(),
         reason: "DataplaneConnected".into(),
         message: "the data plane has its state".into(),
+        last_transition_time: core.catalog.api().map(|_| bowline_kube::now()),
         ..Condition::default()
     };
-    match store.get::<NodeState>(None, &core.node).await? {
-        Some(stored) if stored.spec == wanted => Ok(()),
-        Some(mut stored) => {
-            stored.spec = wanted;
-            stored.status = Some(NodeStateStatus { conditions: vec![ready] });
-            store.update(&stored).await.map(drop)
-        }
-        None => {
-            let mut object = NodeState::new(core.node.clone(), wanted);
-            object.status = Some(NodeStateStatus { conditions: vec![ready] });
-            store.create(&object).await.map(drop)
-        }
-    }
+    core.catalog.store().put_node_state(object, &wanted, ready).await
+}
+
+/// The Node, with which the NodeState goes away.
+fn owner(api: &ApiCatalog) -> Option<OwnerReference> {
+    let node = api.own_node()?;
+    Some(OwnerReference {
+        api_version: Node::API_VERSION.into(),
+        kind: Node::KIND.into(),
+        name: node.metadata.name.clone(),
+        uid: node.metadata.uid.clone()?,
+        ..OwnerReference::default()
+    })
+}
+
+fn is_ready(condition: &Condition) -> bool {
+    condition.kind == "Ready" && condition.status == "True"
 }
 
 fn spec_of(core: &Core, hello: &api::HelloReply) -> NodeStateSpec {
@@ -75,7 +89,7 @@ fn spec_of(core: &Core, hello: &api::HelloReply) -> NodeStateSpec {
     NodeStateSpec {
         uplinks: hello.uplinks.iter().map(uplink).collect(),
         router_mac,
-        node_addresses: Vec::new(),
+        node_addresses: core.node_addresses(),
         networks: core.networks_in_use(),
         versions: Versions {
             agent: env!("CARGO_PKG_VERSION").into(),

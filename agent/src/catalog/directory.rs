@@ -20,6 +20,7 @@ use multinet::types::meta::{LabelSelector, Resource};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::file::{END, FileContent, Key, parse};
+use super::turns::Turns;
 
 /// Locks are files that stay; so many of them keep writers of different objects apart.
 const LOCK_SHARDS: u64 = 32;
@@ -69,8 +70,7 @@ struct Inner {
     root: PathBuf,
     /// Files as last read, by path.
     cache: Mutex<HashMap<PathBuf, (Stamp, Arc<FileContent>)>>,
-    /// Who of this process changes the objects of a domain at the moment.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Turns,
     /// Numbers temporary files …
     temporary: AtomicU64,
     /// … of this writer: agents of several machines may share the directory.
@@ -84,7 +84,7 @@ impl Directory {
         let inner = Inner {
             root: root.to_owned(),
             cache: Mutex::default(),
-            turns: Mutex::default(),
+            turns: Turns::default(),
             temporary: AtomicU64::new(0),
             writer: new_uid()?,
         };
@@ -98,14 +98,9 @@ impl Directory {
         &self.inner.root
     }
 
-    /// Waits for one's turn to change the addresses of a Network. Writes are compared and swapped
-    /// whatever happens; taking turns only saves the writers of one process from racing each other.
-    pub async fn turn(&self, network: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.entry(network.to_owned()).or_default().clone()
-        };
-        turn.lock_owned().await
+    /// See [`Turns`].
+    pub(super) fn turns(&self) -> &Turns {
+        &self.inner.turns
     }
 
     /// All files of the catalog: `*.yaml`, `*.yml` and `*.json` in the directory and one level below.

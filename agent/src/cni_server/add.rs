@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cni::error::{CniError, code};
 use cni::result::CniResult;
@@ -16,7 +17,7 @@ use multinet::realm::state::Port;
 use multinet::rules::{Checked, Problem};
 use multinet::types::block::Owner;
 use multinet::types::mac::Mac;
-use multinet::types::network::{Network, PoolLists};
+use multinet::types::network::{DEFAULT_NETWORK, Network, PoolLists};
 use multinet::types::node::NodeState;
 
 use super::addresses::{self, Claimer, Given};
@@ -28,8 +29,11 @@ use super::server::{CniServer, io_failure, pod_failure};
 use crate::catalog::Snapshot;
 use crate::core;
 use crate::fault;
-use crate::journal::{AttachedInterface, Attachment, AttachmentKey, Phase};
+use crate::journal::{AttachedInterface, Attachment, AttachmentKey, HostPort, Phase};
 use crate::pod::{self, Device, InterfacePlan, MadeInterface, Netns, PodRoute};
+
+/// How long an ADD waits for the first list of a Network's blocks.
+const PREPARE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What an ADD works on.
 struct Add<'a> {
@@ -54,7 +58,7 @@ pub(super) async fn add(
     }
     let core = &server.core;
     let snapshot = server.look().await?;
-    let asker = Asker::new(&snapshot, request, &core.node);
+    let asker = Asker::find(&core.catalog, &snapshot, request, &core.node).await?;
     let owner = Owner::Pod {
         namespace: asker.namespace_name().to_owned(),
         name: asker.pod.name.clone(),
@@ -73,6 +77,7 @@ impl Add<'_> {
             return Ok(previous.unwrap_or_default());
         }
         let granted = self.grant(&asked)?;
+        self.server.has_leg(&asked)?;
         let defaults = self.look_into(netns, &asked).await?;
         let given = self.claim(&asked).await?;
         fault::reached("claimed");
@@ -145,8 +150,13 @@ impl Add<'_> {
         for asked in asked {
             by_network.entry(&asked.wish.network).or_default().push(asked);
         }
+        let catalog = &self.server.core.catalog;
+        let networks: Vec<String> = by_network.keys().map(|name| (*name).to_owned()).collect();
+        let prepared = catalog.prepare(&networks, PREPARE_WITHIN).await;
+        prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
+        let store = catalog.store();
         let claimer = Claimer {
-            store: self.server.core.catalog.directory(),
+            store: &store,
             snapshot: &self.snapshot,
             checked: &self.checked,
             node: &self.server.core.node,
@@ -217,7 +227,22 @@ impl Add<'_> {
             offered: Vec::new(),
             interfaces,
             result: None,
+            host_ports: self.host_ports()?,
         })
+    }
+
+    /// Ports of the node that shall lead to the call's own interface.
+    fn host_ports(&self) -> Result<Vec<HostPort>, CniError> {
+        let runtime = self.request.config.runtime_config.clone().unwrap_or_default();
+        let ports = ask::host_ports(&runtime.port_mappings).map_err(refused)?;
+        let network = &self.request.config.network;
+        if !ports.is_empty() && !network.is_empty() && network != DEFAULT_NETWORK {
+            let message = format!(
+                "are carried into Network {DEFAULT_NETWORK} only, this call is for {network}"
+            );
+            return Err(refused(Problem::error("runtimeConfig.portMappings", "", message)));
+        }
+        Ok(ports)
     }
 
     fn interface(
@@ -318,6 +343,7 @@ impl Add<'_> {
             let applied = server.dataplane.sync(Some(&id), server.settings.apply_within).await;
             applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
         }
+        server.follow_attachment(attachment).await?;
         fault::reached("applied");
         self.write_device_info(attachment)?;
         let result = result_of(attachment);
@@ -362,8 +388,8 @@ impl Add<'_> {
         };
         let fresh: Vec<(String, IpAddr)> =
             given.iter().filter(|g| g.fresh).map(|g| (network_of(g), g.address.addr())).collect();
-        let store = self.server.core.catalog.directory();
-        if let Err(e) = addresses::give_back(store, &self.key.container_id, &fresh).await {
+        let store = self.server.core.catalog.store();
+        if let Err(e) = addresses::give_back(&store, &self.key.container_id, &fresh).await {
             tracing::error!(sandbox = self.key.container_id, "addresses stay claimed for now: {e}");
         }
     }

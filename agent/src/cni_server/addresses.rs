@@ -1,6 +1,6 @@
 //! Claiming, confirming and releasing the addresses of an attachment, in the catalog's store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +17,7 @@ use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
 
 use super::ask::{Asked, Asker, refused};
-use crate::catalog::{Directory, Snapshot};
+use crate::catalog::{AnyStore, Snapshot};
 
 /// An intent of this node without an attachment is a crash's remnant after this time, in which an
 /// ADD at work has come to its journal.
@@ -26,7 +26,7 @@ const INTENT_PATIENCE: Duration = Duration::from_secs(30);
 /// What is needed to claim.
 #[derive(Debug)]
 pub(super) struct Claimer<'a> {
-    pub(super) store: &'a Directory,
+    pub(super) store: &'a AnyStore,
     pub(super) snapshot: &'a Snapshot,
     pub(super) checked: &'a Checked,
     pub(super) node: &'a str,
@@ -143,7 +143,7 @@ impl Claimer<'_> {
 
 /// Gives back what an ADD that failed had claimed anew.
 pub(super) async fn give_back(
-    store: &Directory,
+    store: &AnyStore,
     container_id: &str,
     fresh: &[(String, IpAddr)],
 ) -> Result<(), StoreError> {
@@ -177,7 +177,7 @@ pub(super) struct ToConfirm {
 
 /// Marks claims in one Network as in use, all with one write for each block.
 pub(super) async fn confirm(
-    store: &Directory,
+    store: &AnyStore,
     network: &str,
     claims: &[&ToConfirm],
 ) -> Result<(), StoreError> {
@@ -195,26 +195,19 @@ pub(super) async fn confirm(
     .await
 }
 
-/// Gives back what a sandbox holds, in whatever Network; of one interface, or of those `interfaces`.
+/// Gives back what a sandbox holds in these Networks for these interfaces.
 pub(super) async fn release(
-    store: &Directory,
+    store: &AnyStore,
+    networks: &[String],
     sandbox_id: &str,
     interfaces: &[String],
 ) -> Result<(), StoreError> {
     if sandbox_id.is_empty() {
         return Ok(()); // everything of nobody
     }
-    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
-    let mut networks: Vec<_> = blocks
-        .iter()
-        .filter(|b| b.held().any(|e| e.sandbox_id == sandbox_id))
-        .map(|b| b.spec.network.clone())
-        .collect();
-    networks.sort_unstable();
-    networks.dedup();
     for network in networks {
-        let _turn = store.turn(&network).await;
-        ipam::modify(store, &network, |view| {
+        let _turn = store.turn(network).await;
+        ipam::modify(store, network, |view| {
             for interface in interfaces {
                 let holder = Holder { owner: None, sandbox_id, interface: Some(interface) };
                 ipam::plan_release(view, holder, now_ms());
@@ -225,23 +218,26 @@ pub(super) async fn release(
     Ok(())
 }
 
-/// Names of the interfaces that a sandbox holds addresses for.
-pub(super) async fn names_of(
-    store: &Directory,
+/// The Networks in which a sandbox holds addresses, and the names of the interfaces that they are for.
+pub(super) async fn held_by(
+    store: &AnyStore,
     sandbox_id: &str,
-) -> Result<Vec<String>, StoreError> {
-    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
-    let held = blocks.iter().flat_map(AddressBlock::held);
-    let mut names: Vec<_> =
-        held.filter(|e| e.sandbox_id == sandbox_id).map(|e| e.interface.clone()).collect();
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
+) -> Result<(Vec<String>, Vec<String>), StoreError> {
+    let blocks = store.near_blocks().await?;
+    let mut networks = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for block in &blocks {
+        for entry in block.held().filter(|e| e.sandbox_id == sandbox_id) {
+            networks.insert(block.spec.network.clone());
+            names.insert(entry.interface.clone());
+        }
+    }
+    Ok((networks.into_iter().collect(), names.into_iter().collect()))
 }
 
 /// Frees intents of this node that no attachment stands behind: an ADD died before its journal.
 pub(super) async fn free_remnants(
-    store: &Directory,
+    store: &AnyStore,
     node: &str,
     known: impl Fn(&str, &str) -> bool + Send + Sync,
     all: bool,
@@ -254,7 +250,11 @@ pub(super) async fn free_remnants(
             && (all || e.is_stale_intent(now_ms(), patience_ms))
             && !known(&e.sandbox_id, &e.interface)
     };
-    let blocks = store.list::<AddressBlock>(&LabelSelector::default()).await?;
+    let blocks = if all {
+        store.list::<AddressBlock>(&LabelSelector::default()).await?
+    } else {
+        store.near_blocks().await?
+    };
     let mut freed = 0;
     for block in blocks.iter().filter(|b| b.held().any(remnant)) {
         let entries: Vec<_> = block.held().filter(|e| remnant(e)).cloned().collect();

@@ -5,20 +5,24 @@
 //! chained behind another plugin, whose configuration then names no Network.
 
 use cni::error::{CniError, code};
-use cni::netconf::InterfaceOptions;
+use cni::netconf::{InterfaceOptions, PortMapping};
 use cni::rpc::Request;
 use multinet::pod::{self, Wish};
 use multinet::rules::Problem;
-use multinet::types::core::{Namespace, Node, Pod};
+use multinet::types::core::{Node, Pod};
 use multinet::types::meta::{Labels, ObjectMeta};
 use multinet::types::network::DEFAULT_NETWORK;
 
-use crate::catalog::Snapshot;
+use crate::catalog::{PodObjects, Snapshot, Source};
+use crate::journal::{HostPort, Protocol};
 
 /// The call on which the annotation is served.
 const MAIN_INTERFACE: &str = "eth0";
 /// Where a runtime describes the pod (containerd, CRI-O) if the configuration declares the capability.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+/// What the kubelet and the runtime take for the UID of a static pod, whose object has another.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -37,23 +41,39 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Looks the pod up.
-    pub(super) fn new(snapshot: &Snapshot, request: &Request, node: &str) -> Self {
+    pub(super) async fn find(
+        catalog: &Source,
+        snapshot: &Snapshot,
+        request: &Request,
+        node: &str,
+    ) -> Result<Self, CniError> {
+        let (namespace, name) = pod_names(request);
+        let found = catalog.pod(snapshot, namespace, name).await;
+        let found = found.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
+        let asker = Self::new(snapshot, request, node, &found);
+        // A runtime without Kubernetes (cnitool) names no pod.
+        if catalog.api().is_some() && !request.pod.name.is_empty() {
+            same_pod(request, found.pod.as_deref())?;
+        }
+        Ok(asker)
+    }
+
+    fn new(snapshot: &Snapshot, request: &Request, node: &str, found: &PodObjects) -> Self {
         let args = &request.pod;
-        let namespace_name = if args.namespace.is_empty() { "default" } else { &args.namespace };
-        let name = if args.name.is_empty() { &request.container_id } else { &args.name };
-        let known = snapshot.get::<Pod>(Some(namespace_name), name);
+        let (namespace_name, name) = pod_names(request);
+        let known = found.pod.as_ref();
         let described = || ObjectMeta {
             annotations: described_annotations(request),
             ..ObjectMeta::named(name)
         };
         let mut pod = known.map_or_else(described, |p| p.metadata.clone());
         pod.namespace = Some(namespace_name.to_owned());
-        let config_hash = pod.annotations.get("kubernetes.io/config.hash").cloned();
+        let config_hash = pod.annotations.get(CONFIG_HASH).cloned();
         let given = [config_hash.as_ref(), Some(&args.uid), pod.uid.as_ref()];
         let mut given = given.into_iter().flatten().filter(|uid| !uid.is_empty());
         let uid = given.next().unwrap_or(&request.container_id).clone();
         drop(given);
-        let namespace = snapshot.get::<Namespace>(None, namespace_name).map(|n| n.metadata.clone());
+        let namespace = found.namespace.as_ref().map(|n| n.metadata.clone());
         let mut labels = namespace.as_ref().map(|n| n.labels.clone()).unwrap_or_default();
         // The API server puts this one on every namespace.
         let own_name = "kubernetes.io/metadata.name".to_owned();
@@ -72,6 +92,34 @@ impl Asker {
     pub(super) fn is_sticky(&self) -> bool {
         self.pod.owner_references.iter().any(|owner| owner.kind == "StatefulSet")
     }
+}
+
+/// Namespace and name of the pod, as the runtime gives them.
+fn pod_names(request: &Request) -> (&str, &str) {
+    let args = &request.pod;
+    let namespace = if args.namespace.is_empty() { "default" } else { &args.namespace };
+    let name = if args.name.is_empty() { &request.container_id } else { &args.name };
+    (namespace, name)
+}
+
+/// Is the API's pod the one that the runtime makes a sandbox for? What a pod of the same name asks
+/// for is not its business.
+fn same_pod(request: &Request, found: Option<&Pod>) -> Result<(), CniError> {
+    let (namespace, name) = pod_names(request);
+    let again = |message: String| Err(CniError::new(code::TRY_AGAIN_LATER, message));
+    let Some(pod) = found else {
+        return again(format!("pod {namespace}/{name} does not exist; was it deleted?"));
+    };
+    let wanted = &request.pod.uid;
+    let static_pod = pod.metadata.annotations.contains_key(CONFIG_HASH);
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    if !wanted.is_empty() && wanted != uid && !static_pod {
+        return again(format!(
+            "pod {namespace}/{name} has UID {uid} by now, the runtime asks for {wanted}; the older \
+             pod is gone"
+        ));
+    }
+    Ok(())
 }
 
 fn described_annotations(request: &Request) -> Labels {
@@ -143,11 +191,37 @@ fn own_wish(request: &Request, asker: &Asker) -> Result<Wish, CniError> {
             parsed.map_err(|e| refused(Problem::error("runtimeConfig.mac", &text, format!("{e}"))));
         wish.mac = Some(mac?);
     }
-    if !runtime.port_mappings.is_empty() {
-        let message = "host ports are not carried by this version; remove hostPort from the pod";
-        return Err(refused(Problem::error("runtimeConfig.portMappings", "", message)));
-    }
     Ok(wish)
+}
+
+/// The host ports that the runtime asks for.
+pub(super) fn host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Problem> {
+    const AT: &str = "runtimeConfig.portMappings";
+    let one = |mapping: &PortMapping| {
+        let protocol = match mapping.protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            other => {
+                let message = "is not one of tcp, udp, sctp";
+                return Err(Problem::error(format!("{AT}.protocol"), other, message));
+            }
+        };
+        let host_ip =
+            match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    Problem::error(format!("{AT}.hostIP"), text, "is not an address")
+                })?),
+            };
+        let (host_port, container_port) = (mapping.host_port, mapping.container_port);
+        if container_port == 0 {
+            return Err(Problem::error(format!("{AT}.containerPort"), 0, "is no port"));
+        }
+        Ok(HostPort { host_ip, host_port, container_port, protocol })
+    };
+    // Port 0 on the node: none is wanted.
+    mappings.iter().filter(|m| m.host_port != 0).map(one).collect()
 }
 
 /// The configuration's options are the annotation's keys: one reader for both.
@@ -205,7 +279,7 @@ mod tests {
     }
 
     fn names(request: &Request) -> Vec<String> {
-        let asker = Asker::new(&Snapshot::default(), request, "n1");
+        let asker = Asker::new(&Snapshot::default(), request, "n1", &PodObjects::default());
         let asked = interfaces(request, &asker).unwrap();
         asked.iter().map(|a| format!("{}@{}", a.wish.network, a.wish.name)).collect()
     }
@@ -241,7 +315,8 @@ mod tests {
 
     #[test]
     fn a_pod_without_uid_is_known_by_its_sandbox() {
-        let asker = Asker::new(&Snapshot::default(), &request("eth0", ""), "n1");
+        let asker =
+            Asker::new(&Snapshot::default(), &request("eth0", ""), "n1", &PodObjects::default());
         assert_eq!(asker.uid, "c1");
         assert_eq!(asker.namespace_labels["kubernetes.io/metadata.name"], "ns");
     }

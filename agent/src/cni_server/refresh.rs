@@ -32,7 +32,8 @@ pub(super) async fn keep(server: Arc<CniServer>) {
 
 /// The interfaces, by place, whose routes are not those that the pools want, and what they want.
 fn changes(server: &CniServer, attachment: &Attachment) -> Vec<(usize, Vec<PodRoute>)> {
-    if attachment.phase != Phase::Ready {
+    // The node keeps the routes of its own leg itself.
+    if attachment.phase != Phase::Ready || attachment.is_node_leg() {
         return Vec::new();
     }
     let checked = server.core.checked(&server.core.catalog.snapshot());

@@ -35,9 +35,10 @@ pub(super) async fn del(server: &CniServer, key: &AttachmentKey) {
 /// Takes down what is there, gives back the addresses, forgets.
 pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
     server.take_down(attachment).await;
-    let store = server.core.catalog.directory();
+    let store = server.core.catalog.store();
     let sandbox = &attachment.key.container_id;
-    match addresses::release(store, sandbox, &attachment.names()).await {
+    let networks = attachment.networks();
+    match addresses::release(&store, &networks, sandbox, &attachment.names()).await {
         Ok(()) => {
             if let Err(e) = server.core.forget(&attachment.key) {
                 tracing::error!("the journal cannot be written: {e}");
@@ -49,8 +50,8 @@ pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
 
 /// No attachment is known: an ADD may have died between its claim and its journal.
 async fn release_unknown(server: &CniServer, key: &AttachmentKey) {
-    let store = server.core.catalog.directory();
-    let names = addresses::names_of(store, &key.container_id).await;
+    let store = server.core.catalog.store();
+    let held = addresses::held_by(&store, &key.container_id).await;
     // Other attachments of the sandbox keep theirs.
     let others: Vec<String> = server
         .core
@@ -59,13 +60,13 @@ async fn release_unknown(server: &CniServer, key: &AttachmentKey) {
         .filter(|a| a.key.container_id == key.container_id)
         .flat_map(Attachment::names)
         .collect();
-    let released = match names {
-        Ok(names) => {
+    let released = match held {
+        Ok((networks, names)) => {
             let names: Vec<_> = names.into_iter().filter(|n| !others.contains(n)).collect();
             if names.is_empty() {
                 return;
             }
-            addresses::release(store, &key.container_id, &names).await
+            addresses::release(&store, &networks, &key.container_id, &names).await
         }
         Err(e) => Err(e),
     };
@@ -97,6 +98,8 @@ pub(super) async fn gc(server: &Arc<CniServer>, request: &Request) -> Result<(),
 pub(super) async fn clean_up(server: &CniServer) {
     for attachment in server.core.attachments() {
         match attachment.phase {
+            // Made again when its time comes; its address stays the Node's.
+            _ if attachment.is_node_leg() => {}
             Phase::Ready => server.confirm_later(&attachment),
             Phase::Making | Phase::Removing => {
                 tracing::warn!(attachment = %attachment.key, phase = ?attachment.phase,
@@ -145,8 +148,8 @@ async fn free_remnants(server: &CniServer, all: bool) {
             a.key.container_id == sandbox && a.names().iter().any(|name| name == interface)
         })
     };
-    let store = server.core.catalog.directory();
-    match addresses::free_remnants(store, &server.core.node, known, all).await {
+    let store = server.core.catalog.store();
+    match addresses::free_remnants(&store, &server.core.node, known, all).await {
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "freed addresses that a cut-off ADD had claimed"),
         Err(e) => tracing::warn!("addresses of cut-off ADDs stay for now: {e}"),
@@ -163,6 +166,7 @@ impl CniServer {
         if let Err(e) = self.core.put(removing) {
             tracing::error!("the journal cannot be written: {e}");
         }
+        self.close_ports(attachment).await;
         for interface in &attachment.interfaces {
             self.dataplane.release(&attachment.key.interface_id(&interface.plan.name));
         }

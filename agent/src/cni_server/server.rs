@@ -10,17 +10,20 @@ use std::time::{Duration, Instant};
 use cni::error::{CniError, code};
 use cni::result::CniResult;
 use cni::rpc::{CallMode, Command, MAX_BYTES, Outcome, Request, Response, VERSION};
+use multinet::types::network::DEFAULT_NETWORK;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::addresses::{self, ToConfirm};
+use super::ask::Asked;
 use super::{add, check, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
 use crate::dataplane::Dataplane;
 use crate::journal::{Attachment, AttachmentKey, Phase};
 use crate::metrics::{CallLabels, Metrics};
+use crate::node::{self, Firewall};
 use crate::pod::PodError;
 
 /// A plugin writes its request at once.
@@ -51,6 +54,8 @@ pub struct CniServer {
     pub(super) dataplane: Dataplane,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
+    /// Where the node is part of `default`: its packet filter.
+    firewall: Option<Arc<Firewall>>,
     sandboxes: SandboxLocks,
     /// DELs of unknown attachments whose addresses could not be released.
     forgotten: Mutex<Vec<AttachmentKey>>,
@@ -65,12 +70,14 @@ impl CniServer {
         dataplane: Dataplane,
         metrics: Arc<Metrics>,
         settings: Settings,
+        firewall: Option<Arc<Firewall>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             core,
             dataplane,
             metrics,
             settings,
+            firewall,
             sandboxes: Mutex::default(),
             forgotten: Mutex::default(),
             unconfirmed: Mutex::default(),
@@ -105,6 +112,9 @@ impl CniServer {
                 let command = request.command;
                 let outcome = self.serve(&request).await;
                 self.note(command, &outcome, &request, started.elapsed());
+                if let (Command::Add, Err(error)) = (command, &outcome) {
+                    self.tell_pod(&request, error);
+                }
                 Response::new(outcome.unwrap_or_else(Outcome::Error))
             }
             Err(error) => Response::from(error),
@@ -113,6 +123,17 @@ impl CniServer {
         // A plugin that was killed meanwhile gets no answer; the runtime calls DEL for it.
         let _ = stream.write_all(&text).await;
         let _ = stream.shutdown().await;
+    }
+
+    /// An ADD that failed is an event on its pod; the runtime does not wait for it.
+    fn tell_pod(&self, request: &Request, error: &CniError) {
+        let Some(api) = self.core.catalog.api().filter(|_| !request.pod.name.is_empty()) else {
+            return;
+        };
+        let (api, pod, why) = (api.clone(), request.pod.clone(), error.msg.clone());
+        tokio::spawn(async move {
+            api.say_why_not(&pod.namespace, &pod.name, &pod.uid, &why).await;
+        });
     }
 
     fn note(
@@ -240,11 +261,48 @@ impl CniServer {
         }
     }
 
-    /// Looks at the catalog's files now: the pod's may have been written a moment ago.
+    /// Looks at the catalog now: the pod's file may have been written a moment ago.
     pub(super) async fn look(&self) -> Result<Arc<Snapshot>, CniError> {
-        let catalog = self.core.catalog.clone();
-        let looked = self.blocking(move || catalog.look_settled()).await?;
+        let looked = self.core.catalog.look().await;
         looked.map_err(|e| io_failure("read the catalog", &e))
+    }
+
+    /// Interfaces in `default` come after the node's own leg, through which they reach everything
+    /// else.
+    pub(super) fn has_leg(&self, asked: &[Asked]) -> Result<(), CniError> {
+        let wanted = asked.iter().any(|a| a.wish.network == DEFAULT_NETWORK);
+        if !wanted || self.firewall.is_none() || node::is_up(&self.core) {
+            return Ok(());
+        }
+        let message = format!("the node's own interface {} is not up yet", node::INTERFACE);
+        Err(CniError::new(code::TRY_AGAIN_LATER, message))
+    }
+
+    /// Before an ADD is answered, its host ports are in force.
+    pub(super) async fn follow_attachment(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let Some(firewall) = self.firewall.as_ref().filter(|_| !attachment.host_ports.is_empty())
+        else {
+            return match attachment.host_ports.first() {
+                None => Ok(()),
+                Some(_) => Err(CniError::new(
+                    code::REFUSED,
+                    "host ports are carried on Kubernetes only; remove hostPort from the pod",
+                )),
+            };
+        };
+        let done = firewall.put_in_force(&self.core).await;
+        done.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))
+    }
+
+    /// Host ports of an attachment that goes are closed.
+    pub(super) async fn close_ports(&self, attachment: &Attachment) {
+        let Some(firewall) = self.firewall.as_ref().filter(|_| !attachment.host_ports.is_empty())
+        else {
+            return;
+        };
+        if let Err(why) = firewall.put_in_force(&self.core).await {
+            tracing::warn!(attachment = %attachment.key, "its host ports stay for now: {why}");
+        }
     }
 
     /// Runs work that may block.
@@ -259,11 +317,8 @@ impl CniServer {
 
     /// Marks the addresses as in use, in the background: the journal stands for them until then.
     pub(super) fn confirm_later(&self, attachment: &Attachment) {
-        let mut networks: Vec<_> = attachment.interfaces.iter().map(|i| &i.network).collect();
-        networks.sort_unstable();
-        networks.dedup();
-        let claims = networks.into_iter().map(|network| ToConfirm {
-            network: network.clone(),
+        let claims = attachment.networks().into_iter().map(|network| ToConfirm {
+            network,
             owner: attachment.owner.clone(),
             sandbox_id: attachment.key.container_id.clone(),
         });
@@ -285,9 +340,9 @@ impl CniServer {
                 by_network.entry(claim.network.clone()).or_default().push(claim);
             }
             for (network, claims) in by_network {
-                let store = self.core.catalog.directory();
+                let store = self.core.catalog.store();
                 let these: Vec<_> = claims.iter().collect();
-                if let Err(e) = addresses::confirm(store, &network, &these).await {
+                if let Err(e) = addresses::confirm(&store, &network, &these).await {
                     tracing::warn!(network, "addresses stay intents for now: {e}");
                     self.unconfirmed().extend(claims);
                 }

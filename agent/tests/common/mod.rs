@@ -89,6 +89,12 @@ impl Drop for Netns {
     }
 }
 
+/// The agent's binary.
+fn program() -> std::ffi::OsString {
+    let named = std::env::var_os("BOWLINE_AGENT");
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_bowline-agent").into())
+}
+
 /// An agent process with directories of its own; the catalog may be another's.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -126,17 +132,27 @@ impl Agent {
     /// Starts the process and waits until it serves. `BOWLINE_AGENT` names another binary than the
     /// one just built, for instance an optimised one.
     pub(crate) fn start(&mut self, more: &[&str]) {
+        let mut command = Command::new(program());
+        command.arg("--catalog").arg(&self.catalog);
+        self.start_as(command, more);
+    }
+
+    /// The same with the Kubernetes API as catalog, in a namespace that plays the node.
+    pub(crate) fn start_on_kubernetes(&mut self, node: &Netns, kubeconfig: &Path, more: &[&str]) {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", node.path().display())).arg("--").arg(program());
+        command.arg("--kubernetes").env("KUBECONFIG", kubeconfig);
+        self.start_as(command, more);
+    }
+
+    fn start_as(&mut self, mut command: Command, more: &[&str]) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.dir.join("log"))
             .unwrap();
-        let program = std::env::var_os("BOWLINE_AGENT")
-            .unwrap_or_else(|| env!("CARGO_BIN_EXE_bowline-agent").into());
-        let child = Command::new(program)
+        let child = command
             .args(["--node", &self.node])
-            .arg("--catalog")
-            .arg(&self.catalog)
             .arg("--dataplane")
             .arg(self.dataplane_socket())
             .arg("--cni-socket")

@@ -126,6 +126,7 @@ fn realm(
     routes.add_blocks(input.blocks, notes);
     routes.add_peers(network);
     routes.add_statics(&pools, attachments, &gateways, input.blocks);
+    routes.add_node_leg(&pools, attachments);
     let peers: BTreeSet<IpAddr> = spec.peers.iter().map(|p| p.vtep).collect();
     Ok(Network {
         name: name.into(),
@@ -249,6 +250,22 @@ impl<'a> Routes<'a> {
             for prefix in &peer.prefixes {
                 self.table.insert(prefix.trunc(), via.clone());
             }
+        }
+    }
+
+    /// Through the node's own leg leads everything that is not the Network's own. An address of a
+    /// pool that nobody holds leads nowhere: the node would only send it back.
+    fn add_node_leg(&mut self, pools: &[&Pool], attachments: &[&Attachment]) {
+        let Some(leg) = attachments.iter().find(|a| a.node_leg) else { return };
+        for pool in pools {
+            self.table.entry(pool.subnet.trunc()).or_insert(Via::Unreachable);
+        }
+        for family in leg.addresses.iter().map(|a| Family::of(*a)).collect::<BTreeSet<_>>() {
+            let everything = match family {
+                Family::V4 => IpNet::V4(ipnet::Ipv4Net::default()),
+                Family::V6 => IpNet::V6(ipnet::Ipv6Net::default()),
+            };
+            self.table.entry(everything).or_insert_with(|| Via::Interface(leg.id.clone()));
         }
     }
 

@@ -28,6 +28,9 @@ pub struct Config {
     /// is installed if the directory exists.
     #[arg(long, value_name = "DIR", default_value = "/host/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
+    /// With --kubernetes: the plugin that is installed. Default: `bowline-cni` beside the agent.
+    #[arg(long, value_name = "FILE")]
+    pub cni_plugin: Option<PathBuf>,
     /// Another CNI gives eth0: install no configuration.
     #[arg(long)]
     pub no_cni_conf: bool,

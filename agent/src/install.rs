@@ -32,6 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub struct Places {
     /// Binaries.
     pub bin_dir: PathBuf,
+    /// The plugin's binary, which is copied.
+    pub plugin: PathBuf,
     /// Configurations; `None`: another CNI gives eth0.
     pub conf_dir: Option<PathBuf>,
 }
@@ -42,7 +44,7 @@ pub async fn keep(core: Arc<Core>, places: Places) {
     let mut last_error = String::new();
     loop {
         attachments.mark_unchanged();
-        let done = install_binaries(&places.bin_dir).and_then(|()| configure(&core, &places));
+        let done = install_binaries(&places).and_then(|()| configure(&core, &places));
         let error = done.err().map(|e| e.to_string()).unwrap_or_default();
         if error != last_error && !error.is_empty() {
             tracing::error!("{error}; pods of this node cannot be started");
@@ -84,10 +86,9 @@ fn configuration() -> String {
     format!("{list:#}\n")
 }
 
-/// The plugin's binary lies beside the agent's.
-fn install_binaries(dir: &Path) -> io::Result<()> {
-    let source = std::env::current_exe()?.with_file_name("bowline-cni");
-    let plugin = fs::read(&source).map_err(|e| named("read", &source, &e))?;
+fn install_binaries(places: &Places) -> io::Result<()> {
+    let dir = &places.bin_dir;
+    let plugin = fs::read(&places.plugin).map_err(|e| named("read", &places.plugin, &e))?;
     let before = fs::read(dir.join(NAMES[0])).unwrap_or_default();
     for (place, name) in NAMES.iter().enumerate() {
         let path = dir.join(name);
@@ -99,6 +100,13 @@ fn install_binaries(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Does Multus call the plugins of this node?
+#[must_use]
+pub fn is_multus_in(conf_dir: &Path) -> bool {
+    let names = fs::read_dir(conf_dir).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("multus"))
 }
 
 /// Removes what was installed.

@@ -88,7 +88,7 @@ pub struct AttachedInterface {
     #[serde(default)]
     pub named_routes: Vec<PodRoute>,
     /// The gateways of its addresses, for the result.
-    pub gateways: Vec<std::net::IpAddr>,
+    pub gateways: Vec<IpAddr>,
     /// `tap`, or what stands beside a memif; empty until it is made.
     #[serde(default)]
     pub kernel_device: String,

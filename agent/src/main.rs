@@ -83,6 +83,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             tombstone_dir: config.cni_state_dir.clone(),
             dataplane_socket: config.dataplane.clone(),
             apply_within: Duration::from_millis(config.apply_within_ms),
+            beside_multus: install::is_multus_in(&config.cni_conf_dir),
         },
         firewall.clone(),
     );
@@ -103,8 +104,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(places) = places.clone() {
         tasks.spawn(install_task(core.clone(), places));
     }
+    let installed = uninstall::is_installed(&core).await;
     let stopped = wait_for_end(&mut tasks).await;
-    if let (Some(places), Some(firewall)) = (&places, &firewall) {
+    if let (Some(places), Some(firewall), true) = (&places, &firewall, installed) {
         uninstall::if_uninstalled(&core, places, firewall).await;
     }
     if let Some(follow) = follow {
@@ -194,13 +196,19 @@ async fn node_task(
     tokio::select! {
         () = node::keep(core.clone(), dataplane, firewall) => Ok(()),
         () = watches => Ok(()),
+        () = node::keep_untainted(core.clone()) => Ok(()),
     }
 }
 
 /// Where the node's runtime looks, if this process was given to see it.
 fn places(config: &Config) -> Option<Places> {
     let conf_dir = Some(config.cni_conf_dir.clone()).filter(|d| d.is_dir() && !config.no_cni_conf);
-    config.cni_bin_dir.is_dir().then(|| Places { bin_dir: config.cni_bin_dir.clone(), conf_dir })
+    let beside = || std::env::current_exe().unwrap_or_default().with_file_name("bowline-cni");
+    config.cni_bin_dir.is_dir().then(|| Places {
+        bin_dir: config.cni_bin_dir.clone(),
+        plugin: config.cni_plugin.clone().unwrap_or_else(beside),
+        conf_dir,
+    })
 }
 
 async fn install_task(core: Arc<Core>, places: Places) -> anyhow::Result<()> {

@@ -1,8 +1,7 @@
 //! An agent that is stopped because Bowline goes, and not to be started again, takes its things
 //! along. It tells one from the other by its DaemonSet.
 
-use bowline_kube::is_gone;
-use kube::Client;
+use bowline_kube::{Presence, presence};
 
 use crate::core::Core;
 use crate::install::{self, Places};
@@ -11,11 +10,15 @@ use crate::node::{self, Firewall};
 /// The name of the agents' DaemonSet.
 const DAEMONSET: &str = "bowline-agent";
 
-/// Removes what the node has of Bowline, if Bowline is being uninstalled.
+/// Whether this process is of a DaemonSet.
+pub async fn is_installed(core: &Core) -> bool {
+    asked(core).await == Presence::There
+}
+
+/// Removes what the node has of Bowline, if the DaemonSet is there no more. Called of an agent that
+/// was of one: rights go together with it, so that a refusal is an answer too.
 pub async fn if_uninstalled(core: &Core, places: &Places, firewall: &Firewall) {
-    let Some(api) = core.catalog.api() else { return };
-    let client: &Client = api.store().api().client();
-    if !is_gone(client, DAEMONSET).await {
+    if !matches!(asked(core).await, Presence::Gone | Presence::Refused) {
         return;
     }
     tracing::info!("Bowline is uninstalled: configuration, interface and rules are removed");
@@ -27,5 +30,12 @@ pub async fn if_uninstalled(core: &Core, places: &Places, firewall: &Firewall) {
     }
     if let Err(why) = node::remove().await {
         tracing::error!("{why}");
+    }
+}
+
+async fn asked(core: &Core) -> Presence {
+    match core.catalog.api() {
+        Some(api) => presence(api.store().api().client(), DAEMONSET).await,
+        None => Presence::Unknown,
     }
 }

@@ -12,7 +12,6 @@ use common::dataplane::FakeDataplane;
 use common::{Agent, Netns, Pod, TWO_NETWORKS, eventually, held, write};
 use multinet::ipam;
 use multinet::store::{Store, StoreError};
-use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
 use multinet::types::network::{Network, NetworkSpec};
 
 const BLUE: &str = "apiVersion: bowline.dev/v1alpha1
@@ -189,41 +188,6 @@ fn a_file_of_several_objects_is_never_rewritten() {
 }
 
 /// Agents of several nodes claim from one small directory at once, each through a store of its own.
-#[test]
-fn a_vni_is_not_changed_under_running_pods() {
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), "blue.yaml", BLUE);
-    let catalog = catalog(dir.path());
-    let mut block = AddressBlock::around("blue", [10, 0, 0, 1].into());
-    let owner = Owner::Pod { namespace: "ns".into(), name: "p".into(), uid: "u".into() };
-    block.put(Entry {
-        address: [10, 0, 0, 1].into(),
-        state: EntryState::Allocated,
-        owner: Some(owner),
-        interface: "eth0".into(),
-        pool: "p".into(),
-        sandbox_id: "s".into(),
-        node: "n1".into(),
-        since_ms: 1,
-        until_ms: None,
-        reason: String::new(),
-    });
-    let block = block_on(catalog.directory().create(&block)).unwrap();
-    catalog.look_settled().unwrap();
-    write(dir.path(), "blue.yaml", &BLUE.replace("56", "57"));
-    let snapshot = catalog.look_settled().unwrap();
-    let [problem] = snapshot.problems() else { panic!("{:?}", snapshot.problems()) };
-    let said = problem.to_string();
-    assert!(said.starts_with("blue.yaml:6: Network blue: spec.vni: \"57\""), "{said}");
-    assert_eq!(vni(&catalog, "blue"), Some(56), "what runs stays");
-    assert_eq!(catalog.look().unwrap().problems().len(), 1, "it is said once");
-    // The pods gone, the change is taken.
-    block_on(catalog.directory().delete(&block)).unwrap();
-    catalog.look().unwrap();
-    let snapshot = catalog.look().unwrap();
-    assert_eq!((vni(&catalog, "blue"), snapshot.problems()), (Some(57), &[][..]));
-}
-
 #[test]
 fn no_address_is_given_twice_to_writers_of_one_directory() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,12 +6,13 @@ mod common;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::time::Instant;
 
 use cni::error::code;
 use cni::netconf::{PortMapping, RuntimeConfig};
 use cni::rpc::{Command, Outcome, Request};
 use common::dataplane::FakeDataplane;
-use common::{Agent, Netns, Pod, TWO_NETWORKS, eventually, run};
+use common::{Agent, DEADLINE, Netns, Pod, TWO_NETWORKS, eventually, run};
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::core::{GroupVersionKind, discovery};
 use multinet::store::Store;
@@ -50,6 +51,10 @@ metadata: {name: n2}
 apiVersion: v1
 kind: Namespace
 metadata: {name: test}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: default, namespace: test}
 "#;
 
 /// A cluster without kubelets: the API server and what the test applies.
@@ -147,18 +152,27 @@ impl Node {
         for place in ["bin", "net.d"] {
             std::fs::create_dir_all(dir.path().join(place)).unwrap();
         }
-        agent.start_on_kubernetes(&netns, &kubeconfig, &Self::places(dir.path()));
+        std::fs::write(dir.path().join("plugin"), "a plugin").unwrap();
+        let place = |option: &str, name: &str| format!("{option}={}/{name}", dir.path().display());
+        let places = [
+            place("--cni-bin-dir", "bin"),
+            place("--cni-conf-dir", "net.d"),
+            place("--cni-plugin", "plugin"),
+        ];
+        let places: Vec<&str> = places.iter().map(String::as_str).collect();
+        agent.start_on_kubernetes(&netns, &kubeconfig, &places);
         let node = Self { agent, netns, dataplane, _dir: dir };
-        eventually("the node has its leg", || node.configuration().exists().then_some(()));
+        node.wait_until_it_serves();
         node
     }
 
-    fn places(dir: &Path) -> [&'static str; 2] {
-        let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-        [
-            leak(format!("--cni-bin-dir={}", dir.join("bin").display())),
-            leak(format!("--cni-conf-dir={}", dir.join("net.d").display())),
-        ]
+    /// The runtime's configuration appears when pods can be served.
+    fn wait_until_it_serves(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.configuration().exists() {
+            assert!(Instant::now() < deadline, "no pods can be served: {}", self.agent.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     fn configuration(&self) -> std::path::PathBuf {

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bowline_kube::{ApiStore, Change, Events, Selection, Severity, follow, follow_specs};
+use bowline_kube::{
+    ApiStore, Change, Events, OtherAllocator, Selection, Severity, follow, follow_specs,
+};
 use futures::{Stream, StreamExt};
 use kube::Client;
 use multinet::store::{Store, StoreError};
@@ -39,6 +41,7 @@ const UNUSED_AFTER: Duration = Duration::from_secs(120);
 pub struct ApiCatalog {
     store: CachedStore,
     events: Events,
+    other: OtherAllocator,
     node: String,
     current: watch::Sender<Arc<Snapshot>>,
     networks: Mutex<BTreeMap<String, NetworkWatch>>,
@@ -62,6 +65,7 @@ impl ApiCatalog {
         let catalog = Arc::new(Self {
             store: CachedStore::new(ApiStore::new(client.clone()), objects),
             events: Events::new(client.clone(), "bowline-agent", node),
+            other: OtherAllocator::watch(client.clone()),
             node: node.to_owned(),
             current: watch::Sender::new(Arc::default()),
             networks: Mutex::default(),
@@ -106,6 +110,11 @@ impl ApiCatalog {
             self.store.get::<Namespace>(None, namespace),
         );
         Ok(PodObjects { pod: pod?.map(Arc::new), namespace: namespace?.map(Arc::new) })
+    }
+
+    /// Who else gives addresses of the same pools, if anybody does.
+    pub fn other_allocator(&self) -> Option<String> {
+        self.other.at_work()
     }
 
     /// Says on a pod why it has no network.

@@ -78,8 +78,6 @@ impl fmt::Display for Key {
 pub(crate) struct Document {
     pub(crate) key: Key,
     pub(crate) object: AnyObject,
-    /// The line on which it starts.
-    pub(crate) start: usize,
 }
 
 /// A document that cannot be used, or a field of it that deserves a word.
@@ -275,32 +273,32 @@ impl Place<'_> {
     fn problem(&self, object: &str, field: &str, message: String) -> FileProblem {
         FileProblem {
             file: self.file.to_owned(),
-            line: line_of(self.text, self.start, field),
+            line: self.line_of(field),
             object: object.to_owned(),
             field: field.to_owned(),
             message,
             refused: true,
         }
     }
-}
 
-/// The line of a field in block style: each key of the path is looked for below the line of the key
-/// before it. Where the text is written otherwise, the document's first line.
-pub(crate) fn line_of(text: &str, start: usize, field: &str) -> usize {
-    let mut line = start;
-    let lines: Vec<&str> = text.lines().collect();
-    for key in field.split('.').filter(|key| !key.is_empty()) {
-        let key = key.split('[').next().unwrap_or(key);
-        let below = lines.iter().enumerate().skip(line.saturating_sub(1));
-        let found = below.take_while(|(at, text)| *at + 1 == line || !text.starts_with("---"));
-        let mut found = found.filter(|(_, text)| {
-            let text = text.trim_start_matches([' ', '-']);
-            text.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'))
-        });
-        let Some((at, _)) = found.next() else { break };
-        line = at + 1;
+    /// The line of a field in block style: each key of the path is looked for below the line of the
+    /// key before it. Where the text is written otherwise, the document's first line.
+    fn line_of(&self, field: &str) -> usize {
+        let mut line = self.start;
+        let lines: Vec<&str> = self.text.lines().collect();
+        for key in field.split('.').filter(|key| !key.is_empty()) {
+            let key = key.split('[').next().unwrap_or(key);
+            let below = lines.iter().enumerate().skip(line.saturating_sub(1));
+            let found = below.take_while(|(at, text)| *at + 1 == line || !text.starts_with("---"));
+            let mut found = found.filter(|(_, text)| {
+                let text = text.trim_start_matches([' ', '-']);
+                text.strip_prefix(key).is_some_and(|rest| rest.starts_with(':'))
+            });
+            let Some((at, _)) = found.next() else { break };
+            line = at + 1;
+        }
+        line
     }
-    line
 }
 
 /// A document and what deserves a word about it, or what is wrong with it.
@@ -350,7 +348,7 @@ fn read_as<R: Resource + check::Checked>(
         return Err(problems);
     }
     let key = Key::of::<R>(object.meta());
-    Ok((Document { key, object: Arc::new(object), start: place.start }, problems))
+    Ok((Document { key, object: Arc::new(object) }, problems))
 }
 
 fn message_of(problem: &multinet::rules::Problem) -> String {

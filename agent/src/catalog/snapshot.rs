@@ -9,13 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use multinet::rules;
-use multinet::types::block::AddressBlock;
 use multinet::types::meta::Resource;
-use multinet::types::network::Network;
 
 use super::directory::{Directory, Stamp};
-use super::file::{AnyObject, Document, FileProblem, Key, line_of};
+use super::file::{AnyObject, Document, FileProblem, Key};
 
 /// A file of people's counts as written completely when nobody has written to it for so long.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -49,8 +46,7 @@ impl Snapshot {
         let mut next = Self::default();
         for path in directory.files()? {
             let before = self.files.get(&path);
-            if let Some(mut held) = next.read_file(directory, &path, before) {
-                self.keep_networks_in_use(&path, &mut held);
+            if let Some(held) = next.read_file(directory, &path, before) {
                 next.files.insert(path, held);
             }
         }
@@ -89,38 +85,6 @@ impl Snapshot {
             documents.extend(kept);
         }
         Some(Held { stamp: Some(stamp), documents, problems: content.problems.clone() })
-    }
-
-    /// A Network whose addresses somebody holds keeps what its pods' packets depend on.
-    fn keep_networks_in_use(&self, path: &Path, held: &mut Held) {
-        for document in &mut held.documents {
-            let Some(new) = document.object.downcast_ref::<Network>() else { continue };
-            let Some(old) = self.get::<Network>(None, new.name()) else { continue };
-            if *old == *new || !self.is_held(new.name()) {
-                continue;
-            }
-            let refused = rules::validate_network_update(&old, new, true);
-            if refused.is_empty() {
-                continue;
-            }
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            held.problems.extend(refused.into_iter().map(|problem| FileProblem {
-                file: path.file_name().map(PathBuf::from).unwrap_or_default(),
-                line: line_of(&text, document.start, &problem.field),
-                object: document.key.to_string(),
-                field: problem.field,
-                message: format!("\"{}\": {}", problem.value, problem.message),
-                refused: true,
-            }));
-            document.object = old;
-            // Looked at again each time: when the pods are gone the change is taken.
-            held.stamp = None;
-        }
-    }
-
-    /// Does somebody hold an address of the Network?
-    fn is_held(&self, network: &str) -> bool {
-        self.list::<AddressBlock>().any(|block| block.spec.network == network && !block.is_idle())
     }
 
     /// Fills the index. Of an object that two files define, the one in force stays.

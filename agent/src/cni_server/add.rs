@@ -22,10 +22,10 @@ use multinet::types::node::NodeState;
 
 use super::addresses::{self, Claimer, Given};
 use super::ask::{self, Asked, Asker, refused};
-use super::device_info;
 use super::result::result_of;
 use super::routes::{default_prefix, routes_now};
 use super::server::{CniServer, io_failure, pod_failure};
+use super::{device_info, network_status};
 use crate::catalog::Snapshot;
 use crate::core;
 use crate::fault;
@@ -155,8 +155,10 @@ impl Add<'_> {
         let prepared = catalog.prepare(&networks, PREPARE_WITHIN).await;
         prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
         let store = catalog.store();
+        let other_allocator = catalog.api().and_then(|api| api.other_allocator());
         let claimer = Claimer {
             store: &store,
+            other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,
             node: &self.server.core.node,
@@ -353,6 +355,7 @@ impl Add<'_> {
         attachment.result = Some(result.clone());
         server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
         server.confirm_later(attachment);
+        network_status::tell(server, attachment);
         fault::reached("confirmed");
         Ok(result)
     }

@@ -35,6 +35,8 @@ pub(super) struct Claimer<'a> {
     pub(super) container_id: &'a str,
     /// Pools that the CNI configuration names, for the call's own interface.
     pub(super) configured: PoolLists,
+    /// Who else gives addresses now, so that we must not.
+    pub(super) other_allocator: &'a Option<String>,
 }
 
 /// An address of an interface, with the pool's prefix length.
@@ -58,9 +60,11 @@ impl Claimer<'_> {
     ) -> Result<Vec<Given>, CniError> {
         let mut requests = Vec::new();
         let mut clean = Vec::new();
+        let mut passed_over = Vec::new();
         for asked in asked {
             let wish = &asked.wish;
             let selection = self.select(network, asked)?;
+            passed_over.extend(selection.rejected.iter().cloned());
             for (family, candidates) in &selection.families {
                 let exact = wish.ips.iter().find(|ip| Family::of(**ip) == *family).copied();
                 requests.push(self.request(&wish.name, *family, candidates.clone(), exact));
@@ -74,12 +78,19 @@ impl Claimer<'_> {
                 return Err(refused(Problem::error(format!("{}.ips", wish.at), ip, message)));
             }
         }
+        if let Some(why) = self.other_allocator {
+            return Err(CniError::new(code::TRY_AGAIN_LATER, why.clone()));
+        }
         let claims = {
             let _turn = self.store.turn(network).await;
             ipam::claim(self.store, network, &requests, now_ms()).await
         };
         let claims = claims.map_err(|error| match error {
-            ClaimError::Rejected(_) => CniError::new(code::NO_ADDRESS, error.to_string()),
+            // Pools that could not serve at all are named beside those that are used up.
+            ClaimError::Rejected(mut refused) => {
+                refused.pools.extend(passed_over);
+                CniError::new(code::NO_ADDRESS, refused.to_string())
+            }
             _ => CniError::new(code::TRY_AGAIN_LATER, error.to_string()),
         })?;
         let given =

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::journal::AttachedInterface;
 
 /// What the file says; `None` for an interface that needs no explanation.
-fn describe(interface: &AttachedInterface) -> Option<Value> {
+pub(super) fn describe(interface: &AttachedInterface) -> Option<Value> {
     let Port::Memif(memif) = &interface.port else { return None };
     let mode = match memif.mode {
         MemifMode::Ethernet => "ethernet",

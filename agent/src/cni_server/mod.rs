@@ -6,6 +6,7 @@
 //! | [`routes`] | which routes an interface brings; pure |
 //! | `add`, `remove`, `check` | the calls |
 //! | `refresh` | routes of running pods, when pools change |
+//! | `network_status` | what is written on the pod |
 //! | `device_info` | what a memif is, for who made the call |
 //! | `result` | what is told the runtime; pure |
 //! | `server` | the socket, and who waits for whom |
@@ -21,6 +22,7 @@ mod addresses;
 mod ask;
 mod check;
 mod device_info;
+mod network_status;
 mod refresh;
 mod remove;
 mod result;

@@ -86,13 +86,11 @@ mod tests {
     use super::*;
 
     fn pool(name: &str, subnet: &str, gateway: Option<&str>, routes: &[(&str, &str)]) -> Pool {
+        let route = |(dst, gw): &(&str, &str)| PoolRoute { dst: (*dst).into(), gw: (*gw).into() };
         let spec = IPPoolSpec {
             subnet: subnet.into(),
             gateway: gateway.map(str::to_owned),
-            routes: routes
-                .iter()
-                .map(|(dst, gw)| PoolRoute { dst: (*dst).into(), gw: (*gw).into() })
-                .collect(),
+            routes: Some(routes.iter().map(route).collect()),
             ..IPPoolSpec::default()
         };
         let mut problems = Vec::new();

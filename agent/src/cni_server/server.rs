@@ -43,6 +43,8 @@ pub struct Settings {
     pub dataplane_socket: PathBuf,
     /// How long an ADD waits for the data plane.
     pub apply_within: Duration,
+    /// Multus writes the annotation that all CNIs share.
+    pub beside_multus: bool,
 }
 
 type SandboxLocks = Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>;

@@ -103,6 +103,9 @@ async fn claim(core: &Core, checked: &Checked, network: &Network) -> Result<Vec<
     if requests.is_empty() {
         return Err(format!("Network {DEFAULT_NETWORK} has no pool; add one to its spec.ipPools"));
     }
+    if let Some(why) = core.catalog.api().and_then(|api| api.other_allocator()) {
+        return Err(why);
+    }
     let store = core.catalog.store();
     let _turn = store.turn(DEFAULT_NETWORK).await;
     let claimed = ipam::claim(&store, DEFAULT_NETWORK, &requests, now_ms()).await;

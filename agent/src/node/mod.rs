@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use multinet::types::network::DEFAULT_NETWORK;
+use multinet::types::node::NodeState;
 
 use crate::core::Core;
 use crate::dataplane::Dataplane;
@@ -65,4 +66,44 @@ async fn once(core: &Core, dataplane: &Dataplane, firewall: &Firewall) -> Result
     };
     leg::keep_up(core, dataplane, &checked, network).await?;
     firewall.put_in_force(core).await
+}
+
+/// The taint that keeps pods away until the node can serve them.
+const NOT_READY: &str = "bowline.dev/not-ready";
+
+/// Lets pods come once the NodeState says Ready, which is what the other nodes see.
+pub async fn keep_untainted(core: Arc<Core>) {
+    let Some(api) = core.catalog.api() else { return };
+    let mut snapshots = core.catalog.subscribe();
+    let mut looked_at = None;
+    loop {
+        let version = api.own_node().and_then(|node| node.metadata.resource_version.clone());
+        if is_ready(&core) && version != looked_at {
+            match bowline_kube::remove_taint(api.store().api().client(), &core.node, NOT_READY)
+                .await
+            {
+                Ok(had) => {
+                    looked_at = version;
+                    if had {
+                        tracing::info!("the taint {NOT_READY} is removed: the node serves pods");
+                    }
+                }
+                Err(why) => {
+                    tracing::warn!("the taint {NOT_READY} stays for now: {why}");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            }
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn is_ready(core: &Core) -> bool {
+    let snapshot = core.catalog.snapshot();
+    let state = snapshot.get::<NodeState>(None, &core.node);
+    let status = state.as_ref().and_then(|state| state.status.as_ref());
+    status.is_some_and(|s| s.conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"))
 }

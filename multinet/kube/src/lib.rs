@@ -7,6 +7,8 @@
 //! | [`store`] | compare-and-swap |
 //! | [`watch`] | what changes, as it changes |
 //! | `install` | whether Bowline is still wanted |
+//! | `patch` | an annotation, a taint |
+//! | `spiderpool` | whether another allocator is at work |
 //! | [`events`] | sentences for people, on the object concerned |
 //!
 //! Invariant: nothing here decides anything; a write either took place or its error says that it may
@@ -16,6 +18,8 @@
 pub mod events;
 mod install;
 pub mod object;
+mod patch;
+mod spiderpool;
 pub mod store;
 pub mod watch;
 
@@ -26,6 +30,8 @@ pub fn now() -> String {
 }
 
 pub use events::{Events, Severity};
-pub use install::is_gone;
+pub use install::{Presence, presence};
+pub use patch::{annotate_pod, remove_taint};
+pub use spiderpool::OtherAllocator;
 pub use store::ApiStore;
 pub use watch::{Change, Selection, follow, follow_specs};

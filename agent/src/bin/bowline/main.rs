@@ -6,6 +6,7 @@ mod capture;
 mod client;
 mod doctor;
 mod get;
+mod ipam;
 mod out;
 mod pcap;
 mod top;
@@ -60,6 +61,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Puts a state from a file in force.
     Apply(apply::Args),
+    /// Shows who has which address, and changes it by hand.
+    Ipam(ipam::Args),
     /// Makes an interface in a network namespace and attaches it.
     Attach(attach::Args),
     /// Detaches an interface that `attach` made.
@@ -92,6 +95,7 @@ async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Events => trace::events(socket, json).await?,
         Command::Doctor(doctor) => return doctor::run(socket, doctor, json).await,
         Command::Apply(apply) => apply::run(socket, apply, json).await?,
+        Command::Ipam(ipam) => ipam::run(ipam, json).await?,
         Command::Attach(attach) => attach::run(socket, attach, json).await?,
         Command::Detach(detach) => attach::detach(socket, detach).await?,
     }

@@ -186,9 +186,7 @@ fn killed_at_any_step_of_add_the_data_plane_keeps_nothing() {
     let netns = Netns::new();
     let mut pod = Pod::new("a", &netns, "blue", "eth0");
     pod.annotation = Some(r#"[{"name": "memif1", "network": "red"}]"#.into());
-    // "offered" is tested against the stand-in: this data plane keeps what was offered and never
-    // applied until it is offered again (docs/decisions.md, agent).
-    for step in agent::fault::ADD_STEPS.into_iter().filter(|step| *step != "offered") {
+    for step in agent::fault::ADD_STEPS {
         node.agent.kill();
         node.agent.start(&["--fault-step", step]);
         wait_until_told(&node.agent);

@@ -142,6 +142,33 @@ fn hello_names_what_is_missing() {
     assert!(status.message().contains("\"teleport\" is not a feature"), "{status}");
 }
 
+/// The writer died between offer and Apply: naming the interface as removed closes its queues.
+#[test]
+fn what_was_offered_and_never_applied_is_closed_by_its_removal() {
+    let node = Node::start("");
+    let pod = common::TapPod::new("blue", 10, 2);
+    let taps = || {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", node.child.id())).expect("it runs");
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.ends_with("net/tun")).count()
+    };
+    pod.offer_to(&node);
+    assert_eq!(taps(), 2, "the control");
+    let removal = |id: &str| api::ApplyRequest {
+        partial: true,
+        remove_interfaces: vec![id.to_owned()],
+        ..api::ApplyRequest::default()
+    };
+    node.apply_part(removal("another/eth1")).expect("nothing to do");
+    assert_eq!(taps(), 2, "another's removal");
+    node.apply_part(removal(&pod.id)).expect("nothing to do");
+    assert_eq!(taps(), 0);
+    // An interface that comes back with a new offer is as good as any.
+    pod.offer_to(&node);
+    node.apply(state(1, vec![network("blue", 56)], vec![pod.interface()])).expect("a good state");
+    assert!(pod.netns.pings("10.1.0.1", ""));
+}
+
 #[test]
 fn offers_are_checked() {
     let node = Node::start("");

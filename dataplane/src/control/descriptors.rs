@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
@@ -30,6 +31,9 @@ const FDS_PER_MESSAGE: usize = 253;
 const OFFER_BYTES: usize = 1024;
 /// Most interfaces whose descriptors are kept.
 const INTERFACES: usize = 8192;
+/// How long an offer may wait for its interface after a full state without it: longer than a pod's
+/// attachment takes, so that one under way keeps its queues.
+const UNWANTED_FOR: Duration = Duration::from_secs(120);
 
 /// What was offered for an interface.
 #[derive(Debug)]
@@ -42,7 +46,14 @@ pub enum Offered {
 
 /// What was offered, by interface id.
 #[derive(Debug, Default)]
-pub struct Descriptors(HashMap<Arc<str>, Offered>);
+pub struct Descriptors(HashMap<Arc<str>, Held>);
+
+#[derive(Debug)]
+struct Held {
+    offered: Offered,
+    /// Since when a full state has been in force that does not name the interface.
+    unwanted_since: Option<Instant>,
+}
 
 impl Descriptors {
     /// Keeps what was offered; what was offered before is closed.
@@ -72,18 +83,37 @@ impl Descriptors {
             }
             Err(_) => return Err(format!("kind: {} is not known", offer.kind)),
         };
-        self.0.insert(Arc::from(offer.interface_id.as_str()), offered);
+        let held = Held { offered, unwanted_since: None };
+        self.0.insert(Arc::from(offer.interface_id.as_str()), held);
         Ok(())
     }
 
     /// What was offered for the interface.
     pub fn get(&self, id: &str) -> Option<&Offered> {
-        self.0.get(id)
+        self.0.get(id).map(|held| &held.offered)
     }
 
     /// Closes what was offered for the interface.
     pub fn forget(&mut self, id: &str) {
         self.0.remove(id);
+    }
+
+    /// A full state is in force: what it does not name begins to expire, unless it does already.
+    pub fn wanted_are(&mut self, wanted: impl Fn(&str) -> bool, now: Instant) {
+        for (id, held) in &mut self.0 {
+            let since = held.unwanted_since.unwrap_or(now);
+            held.unwanted_since = (!wanted(id)).then_some(since);
+        }
+    }
+
+    /// Closes what has been unwanted for too long: whoever offered it died before the interface was
+    /// applied. The interfaces' ids.
+    pub fn expire(&mut self, wanted: impl Fn(&str) -> bool, now: Instant) -> Vec<Arc<str>> {
+        let expired = |id: &Arc<str>, held: &mut Held| {
+            let since = held.unwanted_since;
+            since.is_some_and(|since| now.duration_since(since) >= UNWANTED_FOR) && !wanted(id)
+        };
+        self.0.extract_if(expired).map(|(id, _)| id).collect()
     }
 }
 
@@ -114,7 +144,7 @@ pub async fn serve(listener: UnixListener, ask: mpsc::Sender<Ask>) -> io::Result
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "can not accept on the descriptor socket");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
             Err(_would_block) => {}
         }
@@ -176,5 +206,40 @@ fn receive(socket: RawFd) -> io::Result<Received> {
     match api::DescriptorOffer::decode(&bytes[..count]) {
         Ok(offer) => Ok(Received::Offer(offer, fds)),
         Err(error) => Ok(Received::Refused(format!("not a DescriptorOffer: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(descriptors: &mut Descriptors, id: &str) {
+        let kind = api::descriptor_offer::Kind::TapQueues as i32;
+        let offer = api::DescriptorOffer { interface_id: id.into(), kind, count: 1 };
+        let file = std::fs::File::open("/dev/null").expect("it is there");
+        descriptors.keep(&offer, vec![file.into()]).expect("a good offer");
+    }
+
+    #[test]
+    fn offers_expire_that_full_states_do_not_name() {
+        let mut held = Descriptors::default();
+        let begun = Instant::now();
+        let later = begun + UNWANTED_FOR;
+        for id in ["named", "lost", "again", "applied later"] {
+            offer(&mut held, id);
+        }
+        held.wanted_are(|id| id == "named", begun);
+        offer(&mut held, "again");
+        offer(&mut held, "after the state");
+        let just_before = later - Duration::from_millis(1);
+        assert!(held.expire(|id| id == "named", just_before).is_empty());
+        // Another full state does not begin the time anew.
+        held.wanted_are(|id| id == "named", just_before);
+        let expired = held.expire(|id| ["named", "applied later"].contains(&id), later);
+        assert_eq!(expired, [Arc::from("lost")]);
+        assert!(held.get("lost").is_none());
+        for id in ["named", "again", "applied later", "after the state"] {
+            assert!(held.get(id).is_some(), "{id}");
+        }
     }
 }

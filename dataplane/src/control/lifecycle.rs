@@ -29,6 +29,7 @@ impl Control {
         let named = named(request);
         if change.is_empty() {
             self.desired.revision = change.revision;
+            self.settle_offers(request);
             return Ok(self.apply_reply(&named));
         }
         let before = self.workers.tables();
@@ -49,6 +50,7 @@ impl Control {
             return Err(error.into());
         }
         self.committed(change, plan, attached);
+        self.settle_offers(request);
         self.wait_for_queues().await;
         Ok(self.apply_reply(&named))
     }
@@ -114,6 +116,27 @@ impl Control {
             self.start_server(&name);
         }
         self.want_tunnel_ends();
+    }
+
+    /// Descriptors that were offered for interfaces which the request does not want.
+    fn settle_offers(&mut self, request: &api::ApplyRequest) {
+        let wanted = &self.desired.interfaces;
+        for id in request.remove_interfaces.iter().filter(|id| !wanted.contains_key(id.as_str())) {
+            self.descriptors.forget(id);
+        }
+        if !request.partial {
+            self.descriptors.wanted_are(|id| wanted.contains_key(id), std::time::Instant::now());
+        }
+    }
+
+    /// Closes offers whose interface never came.
+    pub(super) fn expire_offers(&mut self) {
+        let wanted = &self.desired.interfaces;
+        let now = std::time::Instant::now();
+        for id in self.descriptors.expire(|id| wanted.contains_key(id), now) {
+            let message = "its descriptors were offered, and the interface never applied: closed";
+            self.events.tell("offer-expired", &id, message.into());
+        }
     }
 
     /// An interface is out of the tables: its queues come back, its peer is disconnected.

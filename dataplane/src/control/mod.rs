@@ -214,7 +214,10 @@ impl Control {
                 Next::Report(report) => self.report(*report).await,
                 Next::Ask(ask) => self.answer(ask).await,
                 Next::Underlay => self.follow_underlay().await,
-                Next::Second => self.workers.tick(),
+                Next::Second => {
+                    self.workers.tick();
+                    self.expire_offers();
+                }
             }
         }
         self.workers.stop();

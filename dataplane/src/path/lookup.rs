@@ -174,8 +174,21 @@ impl std::fmt::Display for Shown<'_> {
             HopKind::Unreachable => write!(f, "unreachable by route"),
             kind => {
                 let (id, out, mtu) = (id.0, hop.out.0, hop.mtu_bytes);
-                write!(f, "{kind:?} by next hop {id}, interface {out}, MTU {mtu}")
+                write!(f, "{kind:?}")?;
+                if let Some(end) = far_end(hop) {
+                    write!(f, " to {end}")?;
+                }
+                write!(f, " by next hop {id}, interface {out}, MTU {mtu}")
             }
         }
+    }
+}
+
+/// Where a tunnel leads: the destination of its outer header, behind 14 bytes of Ethernet.
+fn far_end(hop: &NextHop) -> Option<std::net::IpAddr> {
+    match hop.kind {
+        HopKind::Tunnel4 => Some(<[u8; 4]>::try_from(&hop.rewrite[30..34]).ok()?.into()),
+        HopKind::Tunnel6 => Some(<[u8; 16]>::try_from(&hop.rewrite[38..54]).ok()?.into()),
+        _ => None,
     }
 }

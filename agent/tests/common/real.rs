@@ -47,6 +47,18 @@ pub(crate) struct RealDataplane {
 impl RealDataplane {
     /// Starts behind the agent's socket and waits until it answers.
     pub(crate) fn start(agent: &Agent) -> Self {
+        Self::start_by(agent, Command::new(program()))
+    }
+
+    /// The same in a namespace, which has the device `uplink`.
+    pub(crate) fn start_in(agent: &Agent, netns: &super::Netns, uplink: &str) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &netns.name]).arg(program());
+        command.args(["--uplink", &format!("{uplink}=packet")]);
+        Self::start_by(agent, command)
+    }
+
+    fn start_by(agent: &Agent, mut command: Command) -> Self {
         let state = agent.dir.join("dataplane");
         std::fs::create_dir_all(&state).unwrap();
         let log = std::fs::OpenOptions::new()
@@ -54,7 +66,7 @@ impl RealDataplane {
             .append(true)
             .open(agent.dir.join("dataplane.log"))
             .unwrap();
-        let child = Command::new(program())
+        let child = command
             .arg("--socket")
             .arg(agent.dataplane_socket())
             .arg("--state-dir")

@@ -18,7 +18,7 @@ build: ## Build all programs, optimised, into target/release
 	@$(DEPS) build
 	cargo build --release --workspace
 
-test: test-code ## Format, lints, all tests, then the demo over both kinds of uplink
+test: test-code mutants ## Format, lints, all tests, mutants, then the demo over both kinds of uplink
 	$(MAKE) demo UPLINK=$(UPLINK)
 	$(MAKE) demo UPLINK=packet
 

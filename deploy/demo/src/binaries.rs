@@ -5,6 +5,9 @@ use crate::lab::process::Program;
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
 
+/// Inner Ethernet, VXLAN, UDP and IPv6 (RFC 7348 §5).
+const TUNNEL_BYTES: u32 = 14 + 8 + 8 + 40;
+
 /// How a node's uplink is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Uplink {
@@ -34,10 +37,17 @@ impl Uplink {
         }
     }
 
-    /// The largest MTU that it carries, or what a data centre would set.
+    /// What the pods' Networks have: as usual in data centres, and jumbo frames where the uplink
+    /// carries them.
+    #[must_use]
+    pub fn pod_mtu(self) -> u32 {
+        if self == Self::Packet { 9000 } else { 1500 }
+    }
+
+    /// The fabric's: the pods' packets, and a tunnel's headers over IPv6.
     #[must_use]
     pub fn mtu(self) -> u32 {
-        if self == Self::Packet { 9000 } else { 1500 }
+        self.pod_mtu() + TUNNEL_BYTES
     }
 
     /// DPDK's drivers see frames as the far end's stack left them: offloads must be off there.

@@ -1,4 +1,4 @@
-//! The demo's catalog: two Networks with the same addresses, each with its two pools.
+//! The demo's catalog: Networks with the same addresses, each with its two pools.
 
 use anyhow::Context;
 use std::path::Path;
@@ -10,11 +10,13 @@ pub enum Network {
     Blue,
     /// VNI 57; the same addresses.
     Red,
+    /// VNI 58, and MTU 9000 whatever the uplinks carry: its pods are on one node.
+    Jumbo,
 }
 
 impl Network {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Blue, Self::Red];
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Blue, Self::Red, Self::Jumbo];
 
     /// Its name.
     #[must_use]
@@ -22,6 +24,7 @@ impl Network {
         match self {
             Self::Blue => "blue",
             Self::Red => "red",
+            Self::Jumbo => "jumbo",
         }
     }
 
@@ -29,7 +32,13 @@ impl Network {
         match self {
             Self::Blue => 56,
             Self::Red => 57,
+            Self::Jumbo => 58,
         }
+    }
+
+    /// 0 = as the uplinks carry it.
+    fn mtu(self) -> u32 {
+        if self == Self::Jumbo { 9000 } else { 0 }
     }
 }
 
@@ -48,7 +57,7 @@ pub fn write(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn text(network: Network) -> String {
-    let (name, vni) = (network.name(), network.vni());
+    let (name, vni, mtu) = (network.name(), network.vni(), network.mtu());
     format!(
         "\
 apiVersion: bowline.dev/v1alpha1
@@ -56,6 +65,7 @@ kind: Network
 metadata: {{name: {name}}}
 spec:
   vni: {vni}
+  mtu: {mtu}
   namespaceSelector: {{}}
   ipPools: {{ipv4: [{name}-v4], ipv6: [{name}-v6]}}
 ---

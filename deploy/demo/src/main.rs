@@ -86,9 +86,10 @@ fn run(uplink: Uplink, keep: bool, out: &Path) -> anyhow::Result<bool> {
     let out = out.canonicalize()?;
     let mut report = Report { uplink: uplink.name().into(), ..Report::default() };
     println!(
-        "two nodes, uplink {}, MTU {}; logs in {}\n",
+        "two nodes, uplink {}, MTU {} (pods: {}); logs in {}\n",
         uplink.name(),
         uplink.mtu(),
+        uplink.pod_mtu(),
         out.display()
     );
     let mut cluster = Cluster::build(Binaries::beside_this(&out)?, uplink, 2)?;

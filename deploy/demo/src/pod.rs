@@ -39,7 +39,7 @@ pub struct Plan {
 }
 
 /// The demo's pods. A red one with a blue one's address is its twin.
-pub const PLANS: [Plan; 11] = {
+pub const PLANS: [Plan; 13] = {
     const fn plan(
         name: &'static str,
         node: usize,
@@ -49,7 +49,7 @@ pub const PLANS: [Plan; 11] = {
     ) -> Plan {
         Plan { name, node, network, memif_queues, buffer_bytes: 2048, address }
     }
-    use Network::{Blue, Red};
+    use Network::{Blue, Jumbo, Red};
     [
         plan("blue-tap-1a", 0, Blue, 0, 11),
         plan("blue-tap-1b", 0, Blue, 0, 12),
@@ -62,6 +62,8 @@ pub const PLANS: [Plan; 11] = {
         plan("red-tap-1m", 0, Red, 0, 23),
         plan("red-tap-2m", 1, Red, 0, 21),
         plan("red-tap-2x", 1, Red, 0, 99),
+        plan("jumbo-mem-1", 0, Jumbo, 1, 21),
+        plan("jumbo-mem-1q2", 0, Jumbo, 2, 22),
     ]
 };
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Reasons that the demo's own traffic brings about.
 const EXPLAINED: [(&str, &str); 6] = [
     ("bum_unsupported", "multicast of the pods' kernels (MLD, router solicitations)"),
-    ("no_route", "red's own address, asked for by blue"),
+    ("no_route", "addresses of another Network alone, asked for on purpose"),
     ("ring_full", "generators send faster than receivers on shared cores take"),
     ("peer_away", "pods whose memif was reconnecting"),
     ("neighbour_unresolved", "the first frames before a neighbour answered"),

@@ -35,7 +35,7 @@ pub fn check(pods: &[Pod], when: &str, report: &mut Report) -> anyhow::Result<()
         let blue = pods.iter().filter(|p| p.plan.network == Network::Blue);
         let questions: Vec<_> =
             blue.map(|from| Question { from, to: format!("red's {dst}"), dst }).collect();
-        let silent = ask_all(&questions)?.len();
+        let silent = ask_all(&questions.iter().collect::<Vec<_>>())?.len();
         let (all, found) = (questions.len(), questions.len() - silent);
         let name = format!("reach: blue to {dst} of red alone{when}");
         let expected = format!("0 of {all} answered");
@@ -57,22 +57,23 @@ fn check_pairs(
             questions.push(Question { from, to: to.plan.name.into(), dst: to.address(ipv4)? });
         }
     }
-    let silent = ask_all(&questions)?;
+    // A busy machine may lose both pings of a pair: whoever stayed silent is asked once more.
+    let silent = ask_all(&ask_all(&questions.iter().collect::<Vec<_>>())?)?;
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let name = format!("reach: {} pods, all pairs, {family}{when}", network.name());
     let all = questions.len();
     let found = format!("{} of {all} pairs", all - silent.len());
     report.check(&name, &format!("{all} of {all} pairs"), &found, silent.is_empty());
-    for pair in silent {
-        println!("    no answer: {pair}");
+    for Question { from, to, dst } in silent {
+        println!("    no answer: {} to {to} ({dst})", from.plan.name);
     }
     Ok(())
 }
 
-/// Asks from all pods at once; the answer lists the pairs that stayed silent.
-fn ask_all(questions: &[Question<'_>]) -> anyhow::Result<Vec<String>> {
+/// Asks from all pods at once; the answer lists those that stayed silent.
+fn ask_all<'q, 'p>(questions: &[&'q Question<'p>]) -> anyhow::Result<Vec<&'q Question<'p>>> {
     let mut by_source: Vec<Vec<&Question<'_>>> = vec![];
-    for question in questions {
+    for &question in questions {
         match by_source.iter_mut().find(|l| l[0].from.plan.name == question.from.plan.name) {
             Some(list) => list.push(question),
             None => by_source.push(vec![question]),
@@ -89,9 +90,9 @@ fn ask_all(questions: &[Question<'_>]) -> anyhow::Result<Vec<String>> {
     })
 }
 
-fn ask_in_turn(questions: &[&Question<'_>]) -> anyhow::Result<Vec<String>> {
+fn ask_in_turn<'q, 'p>(questions: &[&'q Question<'p>]) -> anyhow::Result<Vec<&'q Question<'p>>> {
     let mut silent = vec![];
-    for question in questions {
+    for &question in questions {
         let answered = match &question.from.station {
             None => ask_from_tap(question),
             Some(station) => {
@@ -107,8 +108,7 @@ fn ask_in_turn(questions: &[&Question<'_>]) -> anyhow::Result<Vec<String>> {
             }
         };
         if !answered {
-            let (from, dst) = (question.from.plan.name, question.dst);
-            silent.push(format!("{from} to {} ({dst})", question.to));
+            silent.push(question);
         }
     }
     Ok(silent)

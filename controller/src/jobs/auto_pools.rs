@@ -1,0 +1,180 @@
+//! Pools of applications, cut from SpiderSubnets: created before the first pod needs one, grown and shrunk
+//! with the replicas, deleted with the application.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bowline_kube::Severity;
+use multinet::auto::{Action, Application, Present, label, plan_auto_pools, plan_orphans};
+use multinet::pod::{SUBNET, SUBNETS};
+use multinet::rules::{AUTO_POOL_LABEL, Catalog, Checked, Home};
+use multinet::store::{Store, StoreError};
+use multinet::types::core::Pod;
+use multinet::types::meta::Labels;
+
+use super::applications::{self, BuiltIn, Found};
+use super::{Job, Tools};
+
+/// The job.
+#[derive(Default)]
+pub(super) struct AutoPools {
+    /// What was said already of applications that cannot be served, by UID.
+    said: BTreeMap<String, String>,
+}
+
+impl Job for AutoPools {
+    const NAME: &'static str = "auto-pools";
+    // Pods wait for it; each pass reads every application.
+    const PAUSE: Duration = Duration::from_secs(1);
+    const EVERY: Duration = Duration::from_secs(10);
+    const WITHHELD: bool = true;
+
+    async fn pass(&mut self, tools: &Tools) -> Result<(), StoreError> {
+        let mut catalog = tools.world.catalog();
+        let is_auto = |labels: &Labels| labels.contains_key(AUTO_POOL_LABEL);
+        if catalog.subnets.is_empty()
+            && !catalog.pools.values().any(|p| is_auto(&p.metadata.labels))
+        {
+            return Ok(());
+        }
+        let client = tools.store.client();
+        let built_in = BuiltIn::read(client).await?;
+        let asking = asking_pods(tools);
+        let others = built_in.others(client, asking.iter()).await?;
+        let held = held(tools);
+        for found in built_in.found.iter().chain(&others) {
+            self.serve(tools, found, &mut catalog, &held).await?;
+        }
+        let live = live_uids(tools, &catalog, &built_in, &others).await?;
+        let checked = Checked::new(&catalog);
+        let is_held = |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
+        let present = Present {
+            checked: &checked,
+            pools: &catalog.pools,
+            is_held: &is_held,
+            spare: tools.options.auto_pool_spare,
+        };
+        let lives = |labels: &Labels| labels.get(AUTO_POOL_LABEL).is_some_and(|u| live.contains(u));
+        for action in plan_orphans(present, lives) {
+            perform(tools, action).await?;
+        }
+        Ok(())
+    }
+}
+
+impl AutoPools {
+    /// Gives one application what it asks for. What was written is in the catalog for the next one.
+    async fn serve(
+        &mut self,
+        tools: &Tools,
+        found: &Found,
+        catalog: &mut Catalog,
+        held: &BTreeSet<(String, IpAddr)>,
+    ) -> Result<(), StoreError> {
+        let planned = {
+            let checked = Checked::new(catalog);
+            let is_held =
+                |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
+            let present = Present {
+                checked: &checked,
+                pools: &catalog.pools,
+                is_held: &is_held,
+                spare: tools.options.auto_pool_spare,
+            };
+            let wanted = found.wanted.clone();
+            wanted.and_then(|wanted| plan_auto_pools(&found.app, &wanted, present))
+        };
+        match planned {
+            Ok(actions) => {
+                self.said.remove(&found.app.uid);
+                for action in actions {
+                    if let Some(pool) = perform(tools, action).await? {
+                        catalog.pools.insert(pool.name().to_owned(), pool);
+                    }
+                }
+            }
+            Err(problem) => self.say(tools, &found.app, &problem).await,
+        }
+        Ok(())
+    }
+
+    /// Says once why an application has no pool, on the subnet that it names.
+    async fn say(&mut self, tools: &Tools, app: &Application, problem: &multinet::rules::Problem) {
+        let note = format!("{} {}/{}: {problem}", app.kind, app.namespace, app.name);
+        if self.said.insert(app.uid.clone(), note.clone()).as_ref() == Some(&note) {
+            return;
+        }
+        tracing::warn!("no automatic pool: {note}");
+        if let Some(subnet) = tools.world.subnets.get("", &problem.value) {
+            let reason = "NoAutomaticPool";
+            tools.events.say(&subnet, Severity::Warning, reason, "CreatePool", &note).await;
+        }
+    }
+}
+
+/// Performs an action. The pool that was written.
+async fn perform(
+    tools: &Tools,
+    action: Action,
+) -> Result<Option<multinet::types::pool::SpiderIPPool>, StoreError> {
+    let name = AutoPools::NAME;
+    match action {
+        Action::Create(pool) => tools.written(name, tools.store.create(&*pool).await),
+        Action::Update(pool) => tools.written(name, tools.store.update(&*pool).await),
+        Action::Delete(pool) => {
+            tools.written(name, tools.store.delete(&*pool).await)?;
+            Ok(None)
+        }
+        // The next pass looks again.
+        Action::Shrink(_) => Ok(None),
+    }
+}
+
+/// Pods that ask for automatic pools.
+fn asking_pods(tools: &Tools) -> Vec<Pod> {
+    let asks = |p: &&Pod| [SUBNET, SUBNETS].iter().any(|k| p.metadata.annotations.contains_key(*k));
+    tools.world.pods.read().values().filter(asks).cloned().collect()
+}
+
+/// Every address in somebody's hands, with its domain.
+fn held(tools: &Tools) -> BTreeSet<(String, IpAddr)> {
+    let blocks = tools.world.blocks.read();
+    let held = blocks.values().flat_map(|b| b.held().map(|e| (b.spec.network.clone(), e.address)));
+    held.collect()
+}
+
+/// UIDs of applications that live, among those that pools were made for.
+async fn live_uids(
+    tools: &Tools,
+    catalog: &Catalog,
+    built_in: &BuiltIn,
+    others: &[Found],
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut live: BTreeSet<String> = others.iter().map(|f| f.app.uid.clone()).collect();
+    for pool in catalog.pools.values() {
+        let labels = &pool.metadata.labels;
+        let Some(uid) = labels.get(AUTO_POOL_LABEL) else { continue };
+        if live.contains(uid) {
+            continue;
+        }
+        let text = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        let version = text(label::APP_GROUP_VERSION).replacen('_', "/", 1);
+        let lives = if matches!(version.as_str(), "apps/v1" | "batch/v1") {
+            built_in.lives(uid)
+        } else {
+            let app = Application {
+                api_version: version,
+                kind: text(label::APP_KIND),
+                namespace: text(label::APP_NAMESPACE),
+                name: text(label::APP_NAME),
+                uid: uid.clone(),
+            };
+            applications::lives(tools.store.client(), &app).await?
+        };
+        if lives {
+            live.insert(uid.clone());
+        }
+    }
+    Ok(live)
+}

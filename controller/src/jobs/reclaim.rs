@@ -1,0 +1,192 @@
+//! Addresses that nobody gave back. What is watched names suspects; each suspect's pod is read again
+//! from the API server, judged again, and freed by comparing the very record that was judged.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bowline_kube::Severity;
+use k8s_openapi::jiff::Timestamp;
+use multinet::ipam::{
+    self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, modify, plan_free_record,
+};
+use multinet::pod::Stickiness;
+use multinet::store::{Store, StoreError};
+use multinet::types::block::{Entry, Owner};
+use multinet::types::core::{Node, Pod};
+use multinet::types::meta::Resource;
+
+use super::workloads;
+use super::{Job, Tools};
+use crate::options;
+
+/// The job.
+pub(super) struct Reclaim {
+    switches: Switches,
+    fencing: Duration,
+    /// Since when nodes are missed.
+    missed: BTreeMap<String, Instant>,
+}
+
+impl Reclaim {
+    pub(super) fn new(options: &options::Reclaim) -> Self {
+        let switches = Switches {
+            enabled: options.enabled,
+            on_ready_node: options.on_ready_nodes,
+            on_lost_node: options.on_not_ready_nodes,
+            running_without_addresses: options.running_without_address,
+            additional_grace_ms: u64::try_from(options.extra_grace.as_millis()).unwrap_or(u64::MAX),
+            stickiness: Stickiness {
+                stateful_sets: options.keep_stateful_sets,
+                machines: options.keep_virtual_machines,
+            },
+        };
+        Reclaim { switches, fencing: options.node_fencing, missed: BTreeMap::new() }
+    }
+
+    /// Whether the node is there, or has been away for long enough: its pods may still run, and its
+    /// data plane still send, until then.
+    fn is_fenced(&mut self, nodes: &BTreeMap<String, Node>, node: &str) -> bool {
+        if node.is_empty() || nodes.contains_key(node) {
+            self.missed.remove(node);
+            return true;
+        }
+        let since = *self.missed.entry(node.to_owned()).or_insert_with(Instant::now);
+        since.elapsed() >= self.fencing
+    }
+
+    fn suspects(&mut self, tools: &Tools, facts: &Facts, now_ms: u64) -> Vec<(String, Entry)> {
+        let mut suspects = Vec::new();
+        let (blocks, pods) = (tools.world.blocks.read(), tools.world.pods.read());
+        for block in blocks.values() {
+            for entry in block.held() {
+                let verdict = judge(entry, facts.with(&pods), &self.switches, now_ms);
+                let frees = matches!(verdict, Verdict::Free(_));
+                if frees && self.is_fenced(&facts.nodes, &entry.node) {
+                    suspects.push((block.spec.network.clone(), entry.clone()));
+                }
+            }
+        }
+        suspects
+    }
+}
+
+impl Job for Reclaim {
+    const NAME: &'static str = "reclaim";
+    const PAUSE: Duration = Duration::from_secs(1);
+    // As upstream's trace: times that pass make no change of an object.
+    const EVERY: Duration = Duration::from_secs(5);
+    const WITHHELD: bool = true;
+
+    async fn pass(&mut self, tools: &Tools) -> Result<(), StoreError> {
+        if !self.switches.enabled {
+            return Ok(());
+        }
+        let nodes = named(tools.world.nodes.all());
+        let mut facts = Facts { nodes, ..Facts::default() };
+        let now_ms = now_ms();
+        // Without sets and machines more is suspect than should be: these are read when needed.
+        if self.suspects(tools, &facts, now_ms).is_empty() {
+            return Ok(());
+        }
+        facts.stateful_sets = workloads::stateful_sets(tools.store.client()).await?;
+        facts.machines = workloads::machines(tools.store.client()).await?;
+        let suspects = self.suspects(tools, &facts, now_ms);
+        let mut freed: BTreeMap<String, Vec<(Entry, &'static str)>> = BTreeMap::new();
+        for (network, entry) in suspects {
+            if let Some(why) = self.confirm(tools, &facts, &entry, now_ms).await? {
+                freed.entry(network).or_default().push((entry, why));
+            }
+        }
+        for (network, entries) in freed {
+            free(tools, &network, &entries, now_ms).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Reclaim {
+    /// Judges again, with the pod as the API server has it now.
+    async fn confirm(
+        &self,
+        tools: &Tools,
+        facts: &Facts,
+        entry: &Entry,
+        now_ms: u64,
+    ) -> Result<Option<&'static str>, StoreError> {
+        let mut pods = BTreeMap::new();
+        if let Some(Owner::Pod { namespace, name, .. }) = &entry.owner {
+            let pod = tools.store.get::<Pod>(Some(namespace), name).await?;
+            pods.extend(pod.map(|pod| ((namespace.clone(), name.clone()), pod)));
+            // A machine's launcher has a name of its own.
+            let launchers = tools.world.pods.read();
+            let owned = launchers.iter().filter(|((at, _), pod)| {
+                at == namespace
+                    && pod
+                        .metadata
+                        .owner_references
+                        .iter()
+                        .any(|o| o.kind == "VirtualMachineInstance")
+            });
+            pods.extend(owned.map(|(key, pod)| (key.clone(), pod.clone())));
+        }
+        match judge(entry, facts.with(&pods), &self.switches, now_ms) {
+            Verdict::Free(why) => Ok(Some(why)),
+            Verdict::Keep(_) | Verdict::Wait(_) => Ok(None),
+        }
+    }
+}
+
+/// Frees records of one Network, those that still are what was judged.
+async fn free(
+    tools: &Tools,
+    network: &str,
+    entries: &[(Entry, &'static str)],
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let plan = |view: &mut ipam::View| -> Vec<usize> {
+        let indexed = entries.iter().enumerate();
+        indexed.filter(|(_, (e, _))| plan_free_record(view, e, now_ms)).map(|(i, _)| i).collect()
+    };
+    for index in modify(&tools.store, network, plan).await? {
+        let (entry, why) = &entries[index];
+        tools.metrics.reclaimed(why);
+        let owner = entry.owner.as_ref().map_or_else(String::new, ToString::to_string);
+        let (address, interface) = (entry.address, &entry.interface);
+        tracing::info!(%address, network, owner, interface, why, "address freed");
+        if let Some(Owner::Pod { namespace, name, uid }) = &entry.owner {
+            let mut pod = Pod::new(name, multinet::types::core::PodSpec::default());
+            pod.metadata.namespace = Some(namespace.clone());
+            pod.metadata.uid = Some(uid.clone());
+            let note = format!("{address} of {interface} was freed: {why}");
+            tools.events.say(&pod, Severity::Normal, "AddressReclaimed", "Reclaim", &note).await;
+        }
+    }
+    Ok(())
+}
+
+/// What judging needs besides pods.
+#[derive(Default)]
+struct Facts {
+    nodes: BTreeMap<String, Node>,
+    stateful_sets: BTreeMap<Key, StatefulSetFact>,
+    machines: BTreeMap<Key, MachineFact>,
+}
+
+impl Facts {
+    fn with<'a>(&'a self, pods: &'a BTreeMap<Key, Pod>) -> ipam::World<'a> {
+        ipam::World {
+            pods,
+            nodes: &self.nodes,
+            stateful_sets: &self.stateful_sets,
+            machines: &self.machines,
+        }
+    }
+}
+
+fn named<R: Resource>(all: Vec<R>) -> BTreeMap<String, R> {
+    all.into_iter().map(|o| (o.meta().name.clone(), o)).collect()
+}
+
+pub(super) fn now_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,311 @@
+//! What the leader keeps in order, on a real API server.
+
+use std::net::IpAddr;
+
+use crate::common::{
+    Controller, all, cluster, create, delete, eventually, get, network, patch, spider,
+};
+use bowline_kube::ApiStore;
+use kube::Client;
+use multinet::store::Store;
+use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
+use multinet::types::network::Network;
+use serde_json::{Value, json};
+
+const NETWORKS: &str = "/apis/bowline.dev/v1alpha1/networks";
+const SPIDER: &str = "/apis/spiderpool.spidernet.io/v2beta1";
+const DEFINITIONS: &str =
+    "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_keeps_networks_definitions_pools_and_addresses_in_order() {
+    let (api, client) = cluster().await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "default"}});
+    create(&client, account).await.unwrap();
+    let controller = Controller::start(&api, "one", &[]).await;
+    vnis(&client).await;
+    definitions(&client).await;
+    projections_and_reclaim(&client, &controller).await;
+    a_deleted_node(&client).await;
+    a_finalizer_names_holders(&client).await;
+    coordinator(&client).await;
+    automatic_pools(&client).await;
+    controller.stop().await;
+}
+
+fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == kind)
+}
+
+async fn vnis(client: &Client) {
+    create(client, network("asked", json!({"vni": 1}))).await.unwrap();
+    for name in ["first", "second"] {
+        create(client, network(name, json!({}))).await.unwrap();
+    }
+    let store = ApiStore::new(client.clone());
+    let vnis = eventually("both have a VNI", async || {
+        let all = all::<Network>(&store).await;
+        let vni = |name: &str| all.iter().find(|n| n.name() == name)?.status.as_ref()?.vni;
+        Some([vni("first")?, vni("second")?])
+    })
+    .await;
+    let mut sorted = vnis;
+    sorted.sort_unstable();
+    assert_eq!(sorted, [2, 3], "the lowest that are free");
+    // Two leaders gave the same number: a status says anything.
+    let taken = json!({"status": {"vni": vnis[0]}});
+    patch(client, &format!("{NETWORKS}/second/status"), taken).await.unwrap();
+    eventually("the younger gets another", async || {
+        let second: Network = store.get(None, "second").await.unwrap()?;
+        let status = second.status?;
+        (status.vni != Some(vnis[0])).then_some(())
+    })
+    .await;
+    let ready = eventually("it is ready", async || {
+        let second = get(client, &format!("{NETWORKS}/second")).await?;
+        condition(&second, "Ready").filter(|c| c["status"] == "True").cloned()
+    })
+    .await;
+    assert_eq!(ready["reason"], "Ready");
+    assert_eq!(get(client, &format!("{NETWORKS}/first")).await.unwrap()["status"]["mtu"], 1450);
+}
+
+async fn definitions(client: &Client) {
+    let selector =
+        json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "default"}}});
+    create(client, network("green", selector)).await.unwrap();
+    let made = eventually("the Network has a definition", async || {
+        get(client, &format!("{DEFINITIONS}/green")).await
+    })
+    .await;
+    let config: Value = serde_json::from_str(made["spec"]["config"].as_str().unwrap()).unwrap();
+    assert_eq!((&config["network"], &config["type"]), (&json!("green"), &json!("bowline")));
+    assert_eq!(made["metadata"]["ownerReferences"][0]["kind"], "Network");
+    // Whoever edits or deletes it gets it back.
+    patch(client, &format!("{DEFINITIONS}/green"), json!({"spec": {"config": "{}"}}))
+        .await
+        .unwrap();
+    eventually("it is mended", async || {
+        let found = get(client, &format!("{DEFINITIONS}/green")).await?;
+        (found["spec"] == made["spec"]).then_some(())
+    })
+    .await;
+    delete(client, &format!("{DEFINITIONS}/green")).await.unwrap();
+    eventually("it is made again", async || get(client, &format!("{DEFINITIONS}/green")).await)
+        .await;
+    patch(client, &format!("{NETWORKS}/green"), json!({"spec": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "other"}}}}))
+        .await
+        .unwrap();
+    eventually("it goes where nobody may attach", async || {
+        get(client, &format!("{DEFINITIONS}/green")).await.is_none().then_some(())
+    })
+    .await;
+    let mut config = spider(
+        "SpiderMultusConfig",
+        "mv",
+        json!({"cniType": "macvlan", "macvlan": {"master": ["eth0"]}}),
+    );
+    config["metadata"]["namespace"] = json!("default");
+    create(client, config).await.unwrap();
+    let made = eventually("the configuration has one", async || {
+        get(client, &format!("{DEFINITIONS}/mv")).await
+    })
+    .await;
+    let config: Value = serde_json::from_str(made["spec"]["config"].as_str().unwrap()).unwrap();
+    assert_eq!(config["plugins"][0]["type"], "macvlan");
+    assert_eq!(made["metadata"]["ownerReferences"][0]["kind"], "SpiderMultusConfig");
+}
+
+fn entry(address: &str, pool: &str, owner: Owner, node: &str) -> Entry {
+    Entry {
+        address: address.parse().unwrap(),
+        state: EntryState::Allocated,
+        owner: Some(owner),
+        interface: "eth0".into(),
+        pool: pool.into(),
+        sandbox_id: "sandbox".into(),
+        node: node.into(),
+        since_ms: 0,
+        until_ms: None,
+        reason: String::new(),
+    }
+}
+
+fn owner(name: &str, uid: &str) -> Owner {
+    Owner::Pod { namespace: "default".into(), name: name.into(), uid: uid.into() }
+}
+
+async fn node(client: &Client, name: &str) {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+    create(client, node).await.unwrap();
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    patch(client, &format!("/api/v1/nodes/{name}/status"), ready).await.unwrap();
+}
+
+async fn pool(client: &Client, name: &str, network: &str, ips: &str) {
+    let subnet = multinet::range::Family::V4.address(
+        multinet::range::number(ips.split('-').next().unwrap().parse::<IpAddr>().unwrap()) & !0xff,
+    );
+    let mut pool =
+        spider("SpiderIPPool", name, json!({"subnet": format!("{subnet}/24"), "ips": [ips]}));
+    pool["metadata"]["labels"] = json!({"bowline.dev/network": network});
+    create(client, pool).await.unwrap();
+}
+
+/// A pod that lives keeps its address, one that never was loses it.
+async fn projections_and_reclaim(client: &Client, controller: &Controller) {
+    node(client, "n1").await;
+    pool(client, "p-first", "first", "10.1.0.10-10.1.0.19").await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "alive", "namespace": "default"},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": false},
+    });
+    let alive = create(client, pod).await.unwrap();
+    let uid = alive["metadata"]["uid"].as_str().unwrap();
+    let store = ApiStore::new(client.clone());
+    let mut block = AddressBlock::around("first", "10.1.0.10".parse().unwrap());
+    block.put(entry("10.1.0.10", "p-first", owner("alive", uid), "n1"));
+    block.put(entry("10.1.0.11", "p-first", owner("zombie", "nobody"), "n1"));
+    // The successor of the same name has another UID.
+    block.put(entry("10.1.0.12", "p-first", owner("alive", "before"), "n1"));
+    let name = store.create(&block).await.unwrap().metadata.name;
+    eventually("addresses of nobody are free", async || {
+        let block: AddressBlock = store.get(None, &name).await.unwrap()?;
+        let held: Vec<String> = block.held().map(|e| e.address.to_string()).collect();
+        (held == ["10.1.0.10"]).then_some(())
+    })
+    .await;
+    let shown = eventually("the pool counts", async || {
+        let pool = get(client, &format!("{SPIDER}/spiderippools/p-first")).await?;
+        (pool["status"]["allocatedIPCount"] == 1).then_some(pool)
+    })
+    .await;
+    assert_eq!(shown["status"]["totalIPCount"], 10);
+    let list: Value =
+        serde_json::from_str(shown["status"]["allocatedIPs"].as_str().unwrap()).unwrap();
+    assert_eq!(list, json!({"10.1.0.10": {"pod": "default/alive", "podUid": uid}}));
+    let endpoint = eventually("the pod has an endpoint", async || {
+        get(client, &format!("{SPIDER}/namespaces/default/spiderendpoints/alive")).await
+    })
+    .await;
+    assert_eq!(endpoint["status"]["current"]["ips"][0]["ipv4"], "10.1.0.10/24");
+    assert_eq!(endpoint["metadata"]["ownerReferences"][0]["uid"], uid);
+    let free = r#"bowline_controller_pool_free_addresses{pool="p-first",network="first"} "#;
+    assert!(
+        (controller.metric(free).await - 9.0).abs() < 0.1,
+        "{}",
+        controller.get("/metrics").await
+    );
+    eventually("the Network counts", async || {
+        let first = get(client, &format!("{NETWORKS}/first")).await?;
+        (first["status"]["attachments"] == 1).then_some(())
+    })
+    .await;
+}
+
+async fn a_deleted_node(client: &Client) {
+    let store = ApiStore::new(client.clone());
+    let mut block = AddressBlock::around("first", "10.1.0.64".parse().unwrap());
+    block.spec.node = Some("gone".into());
+    block.put(entry("10.1.0.70", "p-first", Owner::Node { name: "gone".into() }, "gone"));
+    let name = store.create(&block).await.unwrap().metadata.name;
+    eventually("what a deleted node held is free", async || {
+        let block: AddressBlock = store.get(None, &name).await.unwrap()?;
+        (block.spec.node.is_none() && block.is_idle()).then_some(())
+    })
+    .await;
+}
+
+/// Networks and pools wait for the last address, and say for whose.
+async fn a_finalizer_names_holders(client: &Client) {
+    let path = format!("{NETWORKS}/first");
+    let refused = delete(client, &path).await.unwrap_err();
+    assert!(refused.contains("pod default/alive"), "{refused}");
+    // The webhook's message is not the safety: the finalizer holds without it.
+    let hook = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/bowline";
+    delete(client, hook).await.unwrap();
+    eventually("the deletion is asked for", async || delete(client, &path).await.ok()).await;
+    let waiting = eventually("the Network says whom it waits for", async || {
+        let first = get(client, &path).await?;
+        condition(&first, "Terminating").cloned()
+    })
+    .await;
+    assert!(
+        waiting["message"].as_str().unwrap().contains("pod default/alive (10.1.0.10)"),
+        "{waiting}"
+    );
+    delete(client, "/api/v1/namespaces/default/pods/alive?gracePeriodSeconds=0").await.unwrap();
+    eventually("it goes with the last holder", async || {
+        get(client, &path).await.is_none().then_some(())
+    })
+    .await;
+}
+
+async fn coordinator(client: &Client) {
+    create(client, spider("SpiderCoordinator", "default", json!({"podCIDRType": "none"})))
+        .await
+        .unwrap();
+    let path = format!("{SPIDER}/spidercoordinators/default");
+    let status = eventually("the coordinator is synced", async || {
+        let found = get(client, &path).await?;
+        (found["status"]["phase"] == "Synced").then(|| found["status"].clone())
+    })
+    .await;
+    assert_eq!(status["serviceCIDR"], json!(["10.96.0.0/16"]), "of the ServiceCIDR object");
+    patch(client, &path, json!({"spec": {"podCIDRType": "cluster"}})).await.unwrap();
+    let why = eventually("what nobody says is said", async || {
+        let found = get(client, &path).await?;
+        (found["status"]["phase"] == "NotReady").then(|| found["status"]["reason"].clone())
+    })
+    .await;
+    assert!(why.as_str().unwrap().contains("kubeadm-config"), "{why}");
+}
+
+fn deployment(replicas: u32) -> Value {
+    let annotation = r#"{"ipv4": ["s1"]}"#;
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}, "annotations": {
+                    "ipam.spidernet.io/subnet": annotation, "ipam.spidernet.io/ippool-ip-number": "+1"}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        },
+    })
+}
+
+async fn automatic_pools(client: &Client) {
+    let subnet = json!({"subnet": "10.7.0.0/24", "ips": ["10.7.0.10-10.7.0.40"]});
+    create(client, spider("SpiderSubnet", "s1", subnet)).await.unwrap();
+    create(client, deployment(2)).await.unwrap();
+    let pools = format!(
+        "{SPIDER}/spiderippools?labelSelector=ipam.spidernet.io/owner-application-name=web"
+    );
+    let ips = async |wanted: Option<Value>| {
+        let found = get(client, &pools).await?;
+        let ips = found["items"].as_array()?.first().map(|p| p["spec"]["ips"].clone());
+        (ips == wanted).then_some(())
+    };
+    eventually("the application has a pool", async || {
+        ips(Some(json!(["10.7.0.10-10.7.0.12"]))).await
+    })
+    .await;
+    let path = "/apis/apps/v1/namespaces/default/deployments/web";
+    patch(client, path, json!({"spec": {"replicas": 4}})).await.unwrap();
+    eventually("it grows", async || ips(Some(json!(["10.7.0.10-10.7.0.14"]))).await).await;
+    patch(client, path, json!({"spec": {"replicas": 1}})).await.unwrap();
+    eventually("it shrinks", async || ips(Some(json!(["10.7.0.10-10.7.0.11"]))).await).await;
+    let shown = eventually("the subnet shows it", async || {
+        let subnet = get(client, &format!("{SPIDER}/spidersubnets/s1")).await?;
+        (subnet["status"]["allocatedIPCount"] == 2).then(|| subnet["status"].clone())
+    })
+    .await;
+    assert!(
+        shown["controlledIPPools"].as_str().unwrap().contains("apps_v1_Deployment_default_web")
+    );
+    delete(client, path).await.unwrap();
+    eventually("it goes with the application", async || ips(None).await).await;
+}

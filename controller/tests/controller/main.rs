@@ -1,0 +1,7 @@
+//! The controller on a real API server: one of its own for each test. The programs come from
+//! `$BOWLINE_KUBE_CACHE/bin`, which `deploy/e2e/build.sh` fills.
+
+mod admission;
+mod common;
+mod jobs;
+mod leader;

@@ -7,7 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicResourceScope;
 use kube::{Api, Client};
 use multinet::types::meta::Resource;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 /// An object, and what the client library reads of its metadata.
 #[derive(Clone, Debug)]
@@ -74,8 +76,13 @@ impl<R: Resource> Serialize for Object<R> {
 }
 
 impl<'de, R: Resource> Deserialize<'de> for Object<R> {
+    /// In a list of Kubernetes' own kinds, elements say neither `apiVersion` nor `kind`.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        R::deserialize(deserializer).map(Self::new)
+        let mut value = Map::deserialize(deserializer)?;
+        value.entry("apiVersion").or_insert_with(|| R::API_VERSION.into());
+        value.entry("kind").or_insert_with(|| R::KIND.into());
+        let inner = R::deserialize(Value::Object(value)).map_err(D::Error::custom)?;
+        Ok(Self::new(inner))
     }
 }
 

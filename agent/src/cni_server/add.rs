@@ -81,6 +81,7 @@ impl Add<'_> {
         let defaults = self.look_into(netns, &asked).await?;
         let given = self.claim(&asked).await?;
         fault::reached("claimed");
+        self.displace(&given).await;
         let done = match self.plan(&asked, &granted, &given, &defaults, netns) {
             Ok(attachment) => self.attach(attachment, netns).await,
             Err(error) => Err(error),
@@ -158,6 +159,7 @@ impl Add<'_> {
         let other_allocator = catalog.api().and_then(|api| api.other_allocator());
         let claimer = Claimer {
             store: &store,
+            queue: &self.server.claims,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,
@@ -178,6 +180,35 @@ impl Add<'_> {
             }
         }
         Ok(all)
+    }
+
+    /// An older sandbox that has one of these addresses still: its pod was made anew before its DEL
+    /// came. The claim is this sandbox's now, and so is the address in the data plane.
+    async fn displace(&self, given: &[Given]) {
+        let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
+        let networks: Vec<String> = given.iter().map(|g| self.domain_of(g)).collect();
+        let clashes = |attachment: &Attachment| {
+            attachment.interfaces.iter().any(|i| {
+                networks.contains(&i.network)
+                    && i.plan.addresses.iter().any(|a| addresses.contains(&a.addr()))
+            })
+        };
+        for old in self.server.core.attachments() {
+            if old.key.container_id == self.key.container_id || !clashes(&old) {
+                continue;
+            }
+            tracing::info!(attachment = %old.key, "gives way to {}", self.key);
+            self.server.take_down(&old).await;
+            if let Err(e) = self.server.core.forget(&old.key) {
+                tracing::error!("the journal cannot be written: {e}");
+            }
+        }
+    }
+
+    /// The Network that an address was claimed in.
+    fn domain_of(&self, given: &Given) -> String {
+        let home = self.checked.pools.get(&given.pool.name).map(|(home, _)| home);
+        home.map(|home| home.domain().to_owned()).unwrap_or_default()
     }
 
     fn configured_pools(&self) -> PoolLists {
@@ -385,12 +416,11 @@ impl Add<'_> {
     /// Gives back the addresses that this call took. A failure is left to the DEL that follows, or to
     /// the next start.
     async fn take_back(&self, given: &[Given]) {
-        let network_of = |g: &Given| {
-            let home = self.checked.pools.get(&g.pool.name).map(|(home, _)| home);
-            home.map(|home| home.domain().to_owned()).unwrap_or_default()
-        };
-        let fresh: Vec<(String, IpAddr)> =
-            given.iter().filter(|g| g.fresh).map(|g| (network_of(g), g.address.addr())).collect();
+        let fresh: Vec<(String, IpAddr)> = given
+            .iter()
+            .filter(|g| g.fresh)
+            .map(|g| (self.domain_of(g), g.address.addr()))
+            .collect();
         let store = self.server.core.catalog.store();
         if let Err(e) = addresses::give_back(&store, &self.key.container_id, &fresh).await {
             tracing::error!(sandbox = self.key.container_id, "addresses stay claimed for now: {e}");

@@ -17,6 +17,7 @@ use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
 
 use super::ask::{Asked, Asker, refused};
+use super::queue::ClaimQueue;
 use crate::catalog::{AnyStore, Snapshot};
 
 /// An intent of this node without an attachment is a crash's remnant after this time, in which an
@@ -27,6 +28,7 @@ const INTENT_PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Claimer<'a> {
     pub(super) store: &'a AnyStore,
+    pub(super) queue: &'a ClaimQueue,
     pub(super) snapshot: &'a Snapshot,
     pub(super) checked: &'a Checked,
     pub(super) node: &'a str,
@@ -81,10 +83,7 @@ impl Claimer<'_> {
         if let Some(why) = self.other_allocator {
             return Err(CniError::new(code::TRY_AGAIN_LATER, why.clone()));
         }
-        let claims = {
-            let _turn = self.store.turn(network).await;
-            ipam::claim(self.store, network, &requests, now_ms()).await
-        };
+        let claims = self.queue.claim(self.store, network, requests.clone()).await;
         let claims = claims.map_err(|error| match error {
             // Pools that could not serve at all are named beside those that are used up.
             ClaimError::Rejected(mut refused) => {

@@ -6,6 +6,7 @@
 //! | [`routes`] | which routes an interface brings; pure |
 //! | `add`, `remove`, `check` | the calls |
 //! | `refresh` | routes of running pods, when pools change |
+//! | `queue` | claims that share their writes |
 //! | `network_status` | what is written on the pod |
 //! | `device_info` | what a memif is, for who made the call |
 //! | `result` | what is told the runtime; pure |
@@ -23,6 +24,7 @@ mod ask;
 mod check;
 mod device_info;
 mod network_status;
+mod queue;
 mod refresh;
 mod remove;
 mod result;

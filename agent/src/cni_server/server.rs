@@ -17,6 +17,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::addresses::{self, ToConfirm};
 use super::ask::Asked;
+use super::queue::ClaimQueue;
 use super::{add, check, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
@@ -63,6 +64,7 @@ pub struct CniServer {
     forgotten: Mutex<Vec<AttachmentKey>>,
     unconfirmed: Mutex<Vec<ToConfirm>>,
     confirm: Notify,
+    pub(super) claims: ClaimQueue,
 }
 
 impl CniServer {
@@ -84,6 +86,7 @@ impl CniServer {
             forgotten: Mutex::default(),
             unconfirmed: Mutex::default(),
             confirm: Notify::new(),
+            claims: ClaimQueue::default(),
         })
     }
 

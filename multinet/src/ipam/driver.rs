@@ -47,28 +47,99 @@ pub async fn claim<S: Store>(
     requests: &[Request],
     now_ms: u64,
 ) -> Result<Vec<Claim>, ClaimError> {
-    // What this call has claimed, over all attempts: `fresh` of a later attempt would say no.
-    let mut fresh: Vec<Entry> = Vec::new();
+    let mut outcomes = claim_groups(store, domain, &[requests], now_ms).await;
+    // One group, one outcome.
+    outcomes.pop().unwrap_or(Ok(Vec::new()))
+}
+
+/// Claims for several callers at once, so that claims in one block share a write. Each group is
+/// served whole or not at all, and one that is rejected costs the others nothing.
+pub async fn claim_groups<S: Store>(
+    store: &S,
+    domain: &str,
+    groups: &[&[Request]],
+    now_ms: u64,
+) -> Vec<Result<Vec<Claim>, ClaimError>> {
+    let mut work =
+        Groups { groups, outcomes: vec![Ok(Vec::new()); groups.len()], fresh: Vec::new(), now_ms };
     for attempt in 0..MAX_ATTEMPTS {
-        let mut view = load(store, domain).await?;
-        let planned: Result<Vec<Claim>, Rejections> =
-            requests.iter().map(|r| plan_claim(&mut view, r, attempt, now_ms)).collect();
-        let mut claims = match planned {
-            Ok(claims) => claims,
-            Err(rejections) => {
-                give_back(store, domain, &fresh, now_ms).await?;
-                return Err(ClaimError::Rejected(rejections));
-            }
-        };
-        if write_claims(store, &view, &claims, &mut fresh).await? {
-            for claim in &mut claims {
-                claim.fresh |= fresh.iter().any(|e| e.address == claim.address);
-            }
-            return Ok(claims);
+        match work.attempt(store, domain, attempt).await {
+            Ok(true) => return work.finish(),
+            Ok(false) => {}
+            Err(error) => return work.fail(&ClaimError::Store(error)),
         }
     }
-    give_back(store, domain, &fresh, now_ms).await?;
-    Err(ClaimError::Contended(domain_text(domain)))
+    match give_back(store, domain, &work.fresh, now_ms).await {
+        Ok(()) => work.fail(&ClaimError::Contended(domain_text(domain))),
+        Err(error) => work.fail(&ClaimError::Store(error)),
+    }
+}
+
+/// Several callers' claims on their way.
+struct Groups<'a> {
+    groups: &'a [&'a [Request]],
+    /// What was planned in the last attempt, or why nothing ever will be.
+    outcomes: Vec<Result<Vec<Claim>, ClaimError>>,
+    /// What this call has claimed, over all attempts: `fresh` of a later attempt would say no.
+    fresh: Vec<Entry>,
+    now_ms: u64,
+}
+
+impl Groups<'_> {
+    /// Plans all groups on what is stored now, and writes. `false`: a race was lost.
+    async fn attempt<S: Store>(
+        &mut self,
+        store: &S,
+        domain: &str,
+        attempt: u32,
+    ) -> Result<bool, StoreError> {
+        let mut view = load(store, domain).await?;
+        for (group, outcome) in self.groups.iter().zip(&mut self.outcomes) {
+            if outcome.is_ok() {
+                *outcome = plan_group(&mut view, group, attempt, self.now_ms);
+            }
+            if outcome.is_err() {
+                // What an earlier attempt has written for it.
+                for entry in self.fresh.iter().filter(|entry| is_of(entry, group)) {
+                    super::plan_free_record(&mut view, entry, self.now_ms);
+                }
+            }
+        }
+        let claims: Vec<Claim> = self.outcomes.iter().flatten().flatten().cloned().collect();
+        write_claims(store, &view, &claims, &mut self.fresh).await
+    }
+
+    fn finish(mut self) -> Vec<Result<Vec<Claim>, ClaimError>> {
+        for claim in self.outcomes.iter_mut().flatten().flatten() {
+            claim.fresh |= self.fresh.iter().any(|e| e.address == claim.address);
+        }
+        self.outcomes
+    }
+
+    /// Everybody who was not rejected before fails by this.
+    fn fail(self, error: &ClaimError) -> Vec<Result<Vec<Claim>, ClaimError>> {
+        let outcomes = self.outcomes.into_iter();
+        outcomes.map(|outcome| outcome.and_then(|_| Err(error.clone()))).collect()
+    }
+}
+
+fn plan_group(
+    view: &mut View,
+    group: &[Request],
+    attempt: u32,
+    now_ms: u64,
+) -> Result<Vec<Claim>, ClaimError> {
+    view.begin();
+    let planned: Result<Vec<Claim>, Rejections> =
+        group.iter().map(|request| plan_claim(view, request, attempt, now_ms)).collect();
+    planned.map_err(|rejections| {
+        view.roll_back();
+        ClaimError::Rejected(rejections)
+    })
+}
+
+fn is_of(entry: &Entry, group: &[Request]) -> bool {
+    group.iter().any(|r| entry.owner.as_ref() == Some(&r.owner) && entry.interface == r.interface)
 }
 
 /// Writes what a plan changed and notes the entries that are new. `false`: a race was lost.

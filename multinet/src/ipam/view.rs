@@ -19,6 +19,8 @@ pub struct View {
     /// Where owners' entries were when their block was last clean, by [`owner_hash`]: a claim among
     /// 100,000 must not look at each. What it names is compared again before it is believed.
     owners: HashMap<u64, Vec<IpAddr>>,
+    /// Blocks as they were before the changes since [`View::begin`]; `None`: there was none.
+    before: BTreeMap<(Family, u128), Option<Slot>>,
 }
 
 /// The same for every UID of a pod's name, so that sticky owners are found as well.
@@ -97,6 +99,7 @@ impl View {
     /// The block that an address lies in, made if there is none, to be changed.
     pub(super) fn change(&mut self, address: IpAddr) -> &mut AddressBlock {
         let key = (Family::of(address), number(address) & !(BLOCK_SIZE - 1));
+        self.before.entry(key).or_insert_with(|| self.blocks.get(&key).cloned());
         let domain = &self.domain;
         let slot = self
             .blocks
@@ -104,6 +107,21 @@ impl View {
             .or_insert_with(|| Slot { block: AddressBlock::around(domain, address), dirty: true });
         slot.dirty = true;
         &mut slot.block
+    }
+
+    /// From here on [`View::roll_back`] leads back here.
+    pub(super) fn begin(&mut self) {
+        self.before.clear();
+    }
+
+    /// Undoes what was changed since [`View::begin`].
+    pub(super) fn roll_back(&mut self) {
+        for (key, slot) in std::mem::take(&mut self.before) {
+            match slot {
+                Some(slot) => drop(self.blocks.insert(key, slot)),
+                None => drop(self.blocks.remove(&key)),
+            }
+        }
     }
 
     /// Every entry that satisfies `wanted`, with its block.

@@ -125,6 +125,9 @@ pub struct Attachment {
     /// What was answered.
     #[serde(default)]
     pub result: Option<CniResult>,
+    /// Its addresses may outlive it: a StatefulSet's pod, a virtual machine.
+    #[serde(default)]
+    pub sticky: bool,
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<HostPort>,

@@ -96,7 +96,7 @@ impl Metrics {
     }
 }
 
-/// Serves `/metrics` until the task is aborted.
+/// Serves `/metrics`, `/healthz` and `/readyz` until the task is aborted.
 pub async fn serve(metrics: Arc<Metrics>, address: SocketAddr) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     loop {
@@ -123,11 +123,13 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics) -> std::io::Result<()>
             break;
         }
     }
-    let (status, body) = if request.starts_with(b"GET /metrics ") || request.starts_with(b"GET / ")
-    {
-        ("200 OK", metrics.text())
-    } else {
-        ("404 Not Found", "only GET /metrics is served\n".to_owned())
+    let first_line = request.split(|b| *b == b'\r').next().unwrap_or_default();
+    let (status, body) = match first_line.splitn(3, |b| *b == b' ').nth(1) {
+        Some(b"/metrics" | b"/") => ("200 OK", metrics.text()),
+        Some(b"/healthz") => ("200 OK", "ok\n".to_owned()),
+        Some(b"/readyz") if metrics.dataplane_up.get() == 1 => ("200 OK", "ok\n".to_owned()),
+        Some(b"/readyz") => ("503 Service Unavailable", "the data plane is away\n".to_owned()),
+        _ => ("404 Not Found", "served are /metrics, /healthz and /readyz\n".to_owned()),
     };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/openmetrics-text; version=1.0.0; \

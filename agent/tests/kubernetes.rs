@@ -102,12 +102,21 @@ impl Cluster {
 
     /// A pod's object; its UID.
     fn pod(&self, name: &str, annotations: &serde_json::Value) -> String {
-        let object = serde_json::json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "test", "annotations": annotations},
+        let metadata =
+            serde_json::json!({"name": name, "namespace": "test", "annotations": annotations});
+        self.create_pod(&metadata)
+    }
+
+    fn create_pod(&self, metadata: &serde_json::Value) -> String {
+        self.made(serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
             "spec": {"containers": [{"name": "c", "image": "localhost/none"}],
                      "automountServiceAccountToken": false},
-        });
+        }))
+    }
+
+    /// Creates an object; its UID.
+    fn made(&self, object: serde_json::Value) -> String {
         let object = serde_json::from_value(object).unwrap();
         self.runtime.block_on(self.create(object)).metadata.uid.unwrap()
     }
@@ -347,4 +356,59 @@ spec: {subnet: 10.9.1.0/24, ips: [10.9.1.2], disable: true}
         panic!("the pod is another")
     };
     assert!(error.msg.contains("has UID"), "{}", error.msg);
+}
+
+#[test]
+fn a_stateful_sets_pod_finds_its_address_on_another_node() {
+    use k8s_openapi::api::apps::v1::StatefulSet;
+    use k8s_openapi::api::core::v1::Pod as PodObject;
+    use kube::api::{DeleteParams, Patch, PatchParams};
+
+    let cluster = Cluster::start();
+    let one = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    let two = Node::start(&cluster, "n2", [192, 0, 2, 2]);
+    let set = cluster.made(serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet",
+        "metadata": {"name": "db", "namespace": "test"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "db"}}, "template": {
+            "metadata": {"labels": {"app": "db"}},
+            "spec": {"containers": [{"name": "c", "image": "localhost/none"}]}}},
+    }));
+    let owner = serde_json::json!([{
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": set,
+        "controller": true,
+    }]);
+    let metadata =
+        serde_json::json!({"name": "db-0", "namespace": "test", "ownerReferences": owner});
+    let client = cluster.store.client().clone();
+    let pods: Api<PodObject> = Api::namespaced(client.clone(), "test");
+    let at_once = DeleteParams::default().grace_period(0);
+    let netns = Netns::new();
+    let addresses = |outcome: Outcome, log: String| match outcome {
+        Outcome::Result(result) => result.ips.into_iter().map(|ip| ip.address).collect::<Vec<_>>(),
+        other => panic!("{other:?}: {log}"),
+    };
+
+    let first = cluster.create_pod(&metadata);
+    let pod = Pod::new("db-0", &netns, "", "eth0");
+    let added = one.agent.call(&request(&pod, &first, Command::Add)).outcome;
+    let had = addresses(added, one.agent.log());
+    assert_eq!(one.agent.call(&request(&pod, &first, Command::Del)).outcome, Outcome::Done);
+    let kept = cluster.held("default").into_iter().filter(|h| h.0 == first).count();
+    assert_eq!(kept, 2, "the ordinal is still wanted");
+
+    cluster.runtime.block_on(pods.delete("db-0", &at_once)).unwrap();
+    let second = cluster.create_pod(&metadata);
+    let later = Pod { container_id: "sandbox-later".into(), ..pod.clone() };
+    let added = two.agent.call(&request(&later, &second, Command::Add)).outcome;
+    assert_eq!(addresses(added, two.agent.log()), had);
+    // The old sandbox's DEL, late and once more: nothing of the new one's is touched.
+    assert_eq!(one.agent.call(&request(&pod, &first, Command::Del)).outcome, Outcome::Done);
+    assert_eq!(cluster.held("default").into_iter().filter(|h| h.0 == second).count(), 2);
+
+    let sets: Api<StatefulSet> = Api::namespaced(client, "test");
+    let none = Patch::Merge(serde_json::json!({"spec": {"replicas": 0}}));
+    cluster.runtime.block_on(sets.patch("db", &PatchParams::default(), &none)).unwrap();
+    assert_eq!(two.agent.call(&request(&later, &second, Command::Del)).outcome, Outcome::Done);
+    assert_eq!(cluster.held("default").into_iter().filter(|h| h.0 == second).count(), 0);
 }

@@ -120,18 +120,22 @@ pub struct RuntimeConfig {
     pub other: BTreeMap<String, serde_json::Value>,
 }
 
-/// A host port.
+/// A host port. The convention's keys begin in lower case; containerd 1.6 writes them in upper case,
+/// which readers in Go do not notice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortMapping {
     /// Port on the node.
+    #[serde(alias = "HostPort")]
     pub host_port: u16,
     /// Port in the pod.
+    #[serde(alias = "ContainerPort")]
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`.
+    #[serde(alias = "Protocol")]
     pub protocol: String,
     /// The node's address; absent or empty = all.
-    #[serde(rename = "hostIP", skip_serializing_if = "String::is_empty")]
+    #[serde(rename = "hostIP", alias = "HostIP", skip_serializing_if = "String::is_empty")]
     pub host_ip: String,
 }
 
@@ -151,4 +155,20 @@ pub struct ValidAttachment {
     pub container_id: String,
     /// The interface of the call.
     pub ifname: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_ports_are_read_as_the_convention_and_as_containerd_write_them() {
+        let convention =
+            r#"{"hostPort": 80, "containerPort": 8080, "protocol": "tcp", "hostIP": "::1"}"#;
+        let containerd =
+            r#"{"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "::1"}"#;
+        let read = |text: &str| serde_json::from_str::<PortMapping>(text).unwrap();
+        assert_eq!(read(convention), read(containerd));
+        assert_eq!((read(containerd).host_port, read(containerd).host_ip.as_str()), (80, "::1"));
+    }
 }

@@ -130,6 +130,13 @@ impl AnyStore {
         }
     }
 
+    /// What is in memory of a Network's blocks is not enough for the next decision.
+    pub fn read_again(&self, network: &str) {
+        if let AnyStore::Api(store) = self {
+            store.trust(network, false);
+        }
+    }
+
     /// The blocks that this node may have claims in, as they are known without asking everybody:
     /// those of the Networks in local use.
     ///

@@ -59,11 +59,7 @@ pub(super) async fn add(
     let core = &server.core;
     let snapshot = server.look().await?;
     let asker = Asker::find(&core.catalog, &snapshot, request, &core.node).await?;
-    let owner = Owner::Pod {
-        namespace: asker.namespace_name().to_owned(),
-        name: asker.pod.name.clone(),
-        uid: asker.uid.clone(),
-    };
+    let owner = asker.owner();
     let checked = core.checked(&snapshot);
     let add = Add { server, request, key, snapshot, checked, asker, owner };
     add.run(&netns).await
@@ -260,6 +256,7 @@ impl Add<'_> {
             offered: Vec::new(),
             interfaces,
             result: None,
+            sticky: self.asker.is_sticky(),
             host_ports: self.host_ports()?,
         })
     }

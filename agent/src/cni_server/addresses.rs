@@ -83,6 +83,10 @@ impl Claimer<'_> {
         if let Some(why) = self.other_allocator {
             return Err(CniError::new(code::TRY_AGAIN_LATER, why.clone()));
         }
+        if self.asker.is_sticky() {
+            // Its address lies in another node's block, of which the watch tells a moment later.
+            self.store.read_again(network);
+        }
         let claims = self.queue.claim(self.store, network, requests.clone()).await;
         let claims = claims.map_err(|error| match error {
             // Pools that could not serve at all are named beside those that are used up.
@@ -222,6 +226,23 @@ pub(super) async fn release(
                 let holder = Holder { owner: None, sandbox_id, interface: Some(interface) };
                 ipam::plan_release(view, holder, now_ms());
             }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Leaves what a sandbox holds to the next pod of the same name.
+pub(super) async fn keep(
+    store: &AnyStore,
+    networks: &[String],
+    sandbox_id: &str,
+) -> Result<(), StoreError> {
+    for network in networks {
+        let _turn = store.turn(network).await;
+        let holder = Holder { owner: None, sandbox_id, interface: None };
+        ipam::modify(store, network, |view| {
+            ipam::plan_keep(view, holder, now_ms());
         })
         .await?;
     }

@@ -7,9 +7,10 @@
 use cni::error::{CniError, code};
 use cni::netconf::{InterfaceOptions, PortMapping};
 use cni::rpc::Request;
-use multinet::pod::{self, Wish};
+use multinet::pod::{self, Identity, Stickiness, Wish};
 use multinet::rules::Problem;
-use multinet::types::core::{Node, Pod};
+use multinet::types::block::Owner;
+use multinet::types::core::{Node, Pod, PodSpec};
 use multinet::types::meta::{Labels, ObjectMeta};
 use multinet::types::network::DEFAULT_NETWORK;
 
@@ -88,9 +89,26 @@ impl Asker {
         self.pod.namespace.as_deref().unwrap_or_default()
     }
 
-    /// StatefulSet pods keep their addresses over a new UID.
+    /// Whom its claims belong to.
+    pub(super) fn owner(&self) -> Owner {
+        match self.identity().owner {
+            // What the runtime says counts: it knows static pods, and pods without an object.
+            Owner::Pod { namespace, name, .. } => {
+                Owner::Pod { namespace, name, uid: self.uid.clone() }
+            }
+            node @ Owner::Node { .. } => node,
+        }
+    }
+
+    /// Pods of StatefulSets and virtual machines keep their addresses over a new UID.
     pub(super) fn is_sticky(&self) -> bool {
-        self.pod.owner_references.iter().any(|owner| owner.kind == "StatefulSet")
+        self.identity().sticky
+    }
+
+    fn identity(&self) -> Identity {
+        let mut pod = Pod::new("", PodSpec::default());
+        pod.metadata = self.pod.clone();
+        pod::identity(&pod, Stickiness::default())
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use cni::error::CniError;
 use cni::rpc::Request;
+use multinet::pod::Stickiness;
+use multinet::store::StoreError;
 
 use super::addresses;
 use super::server::CniServer;
@@ -38,13 +40,31 @@ pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
     let store = server.core.catalog.store();
     let sandbox = &attachment.key.container_id;
     let networks = attachment.networks();
-    match addresses::release(&store, &networks, sandbox, &attachment.names()).await {
+    let given_back = match outlive_pod(server, attachment).await {
+        Ok(true) => addresses::keep(&store, &networks, sandbox).await,
+        Ok(false) => addresses::release(&store, &networks, sandbox, &attachment.names()).await,
+        Err(why) => Err(StoreError::Unavailable(why)),
+    };
+    match given_back {
         Ok(()) => {
             if let Err(e) = server.core.forget(&attachment.key) {
                 tracing::error!("the journal cannot be written: {e}");
             }
         }
         Err(e) => tracing::warn!(sandbox, "addresses are released later: {e}"),
+    }
+}
+
+/// Whether the addresses wait for the next pod of the same name.
+async fn outlive_pod(server: &CniServer, attachment: &Attachment) -> Result<bool, String> {
+    match server.core.catalog.api().filter(|_| attachment.sticky) {
+        Some(api) => {
+            let client = api.store().api().client();
+            let stickiness = Stickiness::default();
+            bowline_kube::addresses_outlive_pod(client, &attachment.owner, stickiness).await
+        }
+        // Files know no StatefulSets: a released address is its last holder's as long as it is free.
+        None => Ok(false),
     }
 }
 

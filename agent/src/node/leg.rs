@@ -193,6 +193,7 @@ fn plan(
         offered: Vec::new(),
         interfaces: vec![interface],
         result: None,
+        sticky: false,
         host_ports: Vec::new(),
     })
 }

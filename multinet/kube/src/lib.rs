@@ -9,6 +9,7 @@
 //! | `install` | whether Bowline is still wanted |
 //! | `patch` | an annotation, a taint |
 //! | `spiderpool` | whether another allocator is at work |
+//! | `workloads` | what outlives its pods |
 //! | [`events`] | sentences for people, on the object concerned |
 //!
 //! Invariant: nothing here decides anything; a write either took place or its error says that it may
@@ -22,6 +23,7 @@ mod patch;
 mod spiderpool;
 pub mod store;
 pub mod watch;
+mod workloads;
 
 /// The time of a condition: RFC 3339, in seconds.
 #[must_use]
@@ -35,3 +37,4 @@ pub use patch::{annotate_pod, remove_taint};
 pub use spiderpool::OtherAllocator;
 pub use store::ApiStore;
 pub use watch::{Change, Selection, follow, follow_specs};
+pub use workloads::addresses_outlive_pod;

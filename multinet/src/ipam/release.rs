@@ -65,6 +65,21 @@ pub fn plan_release(view: &mut View, holder: Holder<'_>, now_ms: u64) -> Vec<IpA
     change(view, |e| holder.holds(e), |e| release(e, now_ms))
 }
 
+/// Claims of this sandbox outlive it (a StatefulSet's ordinal, a virtual machine): they stay held, of
+/// no sandbox and on no node, until the next pod of that name takes them over or reclaim finds that
+/// none will come.
+pub fn plan_keep(view: &mut View, holder: Holder<'_>, now_ms: u64) -> Vec<IpAddr> {
+    change(
+        view,
+        |e| holder.holds(e),
+        |e| {
+            e.since_ms = now_ms;
+            e.sandbox_id.clear();
+            e.node.clear();
+        },
+    )
+}
+
 /// Gives back exactly the record that was inspected (reclaim, `bowline ipam release`): if anything in
 /// it changed since, nothing happens.
 pub fn plan_free_record(view: &mut View, inspected: &Entry, now_ms: u64) -> bool {

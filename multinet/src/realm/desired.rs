@@ -227,7 +227,8 @@ impl<'a> Routes<'a> {
             }
             for entry in block.held() {
                 let node = entry.node.as_str();
-                if Some(node) == bound {
+                // Kept for a pod that is nowhere at the moment.
+                if Some(node) == bound || node.is_empty() {
                     continue;
                 }
                 if node != self.input.node {

@@ -56,6 +56,8 @@ pub(super) async fn run<S: Store>(store: &S, objects: &Objects, args: &Args) -> 
             home: home.clone(),
             configured: PoolLists::default(),
             attachment_definition: None,
+            application: None,
+            master_addresses: None,
         },
     );
     let selection = selection.map_err(|problem| anyhow!("{problem}"))?;

@@ -1,5 +1,6 @@
-//! Random peers. A short run with every `cargo test`, beginning with the kept corpus in `__fuzz__`;
-//! `cargo bolero test -p memif --test fuzz NAME` goes on for as long as wanted, guided by coverage.
+//! Random peers: a short run with every `cargo test`. `cargo +nightly bolero test NAME -p memif
+//! --profile release --sanitizer NONE` goes on for as long as wanted, guided by coverage; what it
+//! finds goes to `__fuzz__`, with which every later run begins.
 
 mod common;
 

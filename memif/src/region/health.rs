@@ -15,6 +15,9 @@ const SLOW_SIGNALS: u8 = 4;
 /// Page faults per second that a peer's memory may cost us once every page was touched.
 pub const FAULTS_PER_S: u64 = 2000;
 
+/// Zeroing so much takes about as long as the fault itself.
+const WEIGHTLESS_BYTES: usize = 16 << 10;
+
 /// Whether a peer may still be listened to. Reading it costs one plain load.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
@@ -25,6 +28,8 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct FaultBudget {
+    /// What a fault counts.
+    weight: u64,
     left: u64,
     most: u64,
     refilled: Option<Instant>,
@@ -66,38 +71,63 @@ impl Health {
         let _ = self.poison.compare_exchange(FINE, cause, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// An honest peer costs one fault per page, and again where the kernel took pages back.
-    pub(crate) fn allow_faults(&self, pages: usize) {
+    /// An honest peer costs one fault per page, and again where the kernel took pages back. The
+    /// larger the page, the longer it takes to zero it.
+    pub(crate) fn allow_faults(&self, pages: usize, largest_page_bytes: usize) {
         let mut budget = self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        budget.most = pages as u64 + FAULTS_PER_S;
+        budget.weight = (largest_page_bytes / WEIGHTLESS_BYTES).max(1) as u64;
+        budget.most = pages as u64 * budget.weight + FAULTS_PER_S;
         budget.left = budget.most;
     }
 
     #[cold]
-    pub(crate) fn charge_faults(&self, faults: u64, now: Instant) {
+    pub(crate) fn charge_faults(&self, faults: Faults, now: Instant) {
         let mut budget = self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let since = budget.refilled.replace(now).map_or(0, |t| {
             u64::try_from(now.saturating_duration_since(t).as_micros()).unwrap_or(u64::MAX)
         });
         let earned = since.saturating_mul(FAULTS_PER_S) / 1_000_000;
         budget.left = budget.left.saturating_add(earned).min(budget.most);
-        match budget.left.checked_sub(faults) {
+        let cost = faults.pages * budget.weight + faults.sleeps * SLEEP_FAULTS;
+        match budget.left.checked_sub(cost) {
             Some(left) => budget.left = left,
             None => self.poison_once(FAULT_RATE),
         }
     }
 }
 
+/// What one sleep within faults counts: the kernel lets whoever touches a page wait while its owner
+/// punches a hole around it, however slowly that goes.
+const SLEEP_FAULTS: u64 = 400;
+
+/// Page faults of a thread, and how often it slept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Pages that were not there.
+    pub pages: u64,
+    /// Times that the thread gave its core up of its own accord: within a stretch of code that makes
+    /// no system call, only a fault can do that.
+    pub sleeps: u64,
+}
+
+impl Faults {
+    /// Nothing happened.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.pages == 0
+    }
+}
+
 /// Counts this thread's page faults, one system call per look.
 ///
 /// A peer that punches holes into its memory again and again makes every touch of ours zero a
-/// fresh page. A worker looks every millisecond or so; when many faults came together, it looks
+/// fresh page. A worker looks every millisecond or so; when there were any faults, it looks
 /// around each port's poll for a while and charges that port's queue
 /// ([`RxQueue::charge_faults`](crate::RxQueue::charge_faults)), which poisons the connection when
 /// its budget is used up: one fault per mapped page, and [`FAULTS_PER_S`] from then on.
 #[derive(Debug)]
 pub struct FaultMeter {
-    seen: u64,
+    seen: Faults,
 }
 
 impl Default for FaultMeter {
@@ -114,16 +144,18 @@ impl FaultMeter {
     }
 
     /// Faults since the last look.
-    pub fn since_last(&mut self) -> u64 {
+    pub fn since_last(&mut self) -> Faults {
         let now = faults_of_this_thread();
-        now - std::mem::replace(&mut self.seen, now)
+        let before = std::mem::replace(&mut self.seen, now);
+        Faults { pages: now.pages - before.pages, sleeps: now.sleeps - before.sleeps }
     }
 }
 
-fn faults_of_this_thread() -> u64 {
+fn faults_of_this_thread() -> Faults {
     let usage = getrusage(UsageWho::RUSAGE_THREAD);
-    usage.map_or(0, |u| {
-        u.minor_page_faults().cast_unsigned() + u.major_page_faults().cast_unsigned()
+    usage.map_or(Faults::default(), |u| Faults {
+        pages: (u.minor_page_faults() + u.major_page_faults()).cast_unsigned(),
+        sleeps: u.voluntary_context_switches().cast_unsigned(),
     })
 }
 
@@ -131,6 +163,10 @@ fn faults_of_this_thread() -> u64 {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    fn pages(pages: u64) -> Faults {
+        Faults { pages, sleeps: 0 }
+    }
 
     #[test]
     fn the_first_cause_stays() {
@@ -145,12 +181,36 @@ mod tests {
     fn a_page_each_is_free_and_a_rate_is_not() {
         let health = Health::default();
         let start = Instant::now();
-        health.allow_faults(1000);
-        health.charge_faults(1000 + FAULTS_PER_S, start);
+        health.allow_faults(1000, 4096);
+        health.charge_faults(pages(1000 + FAULTS_PER_S), start);
         assert!(!health.poisoned());
-        health.charge_faults(FAULTS_PER_S / 2, start + Duration::from_millis(500));
+        health.charge_faults(pages(FAULTS_PER_S / 2), start + Duration::from_millis(500));
         assert!(!health.poisoned(), "half a second earns half a second's worth");
-        health.charge_faults(FAULTS_PER_S / 100, start + Duration::from_millis(505));
+        health.charge_faults(pages(FAULTS_PER_S / 100), start + Duration::from_millis(505));
+        assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    #[test]
+    fn a_huge_page_counts_as_many() {
+        let health = Health::default();
+        let start = Instant::now();
+        health.allow_faults(1, 2 << 20);
+        health.charge_faults(pages(1 + FAULTS_PER_S / 128), start);
+        assert!(!health.poisoned());
+        health.charge_faults(pages(1), start);
+        assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    #[test]
+    fn a_few_sleeps_are_enough() {
+        let health = Health::default();
+        let start = Instant::now();
+        health.allow_faults(100, 4096);
+        for _ in 0..5 {
+            health.charge_faults(Faults { pages: 1, sleeps: 1 }, start);
+            assert!(!health.poisoned());
+        }
+        health.charge_faults(Faults { pages: 1, sleeps: 1 }, start);
         assert_eq!(health.cause(), Some(Violation::FaultRate));
     }
 
@@ -159,6 +219,10 @@ mod tests {
         let mut meter = FaultMeter::new();
         let before = meter.since_last();
         let memory = vec![1u8; 64 << 12];
-        assert!(meter.since_last() >= 16, "{before} then too few for {} pages", memory.len() >> 12);
+        assert!(
+            meter.since_last().pages >= 16,
+            "{before:?} then too few for {} pages",
+            memory.len() >> 12
+        );
     }
 }

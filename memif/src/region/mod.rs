@@ -204,7 +204,8 @@ pub(crate) struct Regions {
 impl Regions {
     pub(crate) fn new(regions: Vec<Region>, health: Arc<Health>) -> Arc<Self> {
         let regions = Self { regions, health };
-        regions.health.allow_faults(regions.pages());
+        let largest = regions.regions.iter().map(Region::page_bytes).max().unwrap_or(1);
+        regions.health.allow_faults(regions.pages(), largest);
         Arc::new(regions)
     }
 

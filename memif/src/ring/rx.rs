@@ -402,8 +402,8 @@ impl RxQueue {
         self.regions.health.poisoned()
     }
 
-    /// Blames `faults` page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
-    pub fn charge_faults(&self, faults: u64, now: Instant) {
+    /// Blames page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
+    pub fn charge_faults(&self, faults: crate::Faults, now: Instant) {
         self.regions.health.charge_faults(faults, now);
     }
 

@@ -322,8 +322,7 @@ impl TxQueue {
     }
 
     /// Signals the peer if it wants that; a peer that makes its signals slow is poisoned. Once per
-    /// burst, after [`publish`](Self::publish). Only for threads that do nothing else in the kernel:
-    /// where network interrupts run within the call, an honest peer looks slow.
+    /// burst, after [`publish`](Self::publish).
     ///
     /// # Errors
     /// The signal was refused by the kernel.
@@ -332,7 +331,11 @@ impl TxQueue {
         if self.needs_wakeup() { self.signal(notifier) } else { Ok(()) }
     }
 
-    fn signal(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
+    /// Signals the peer; see [`notify`](Self::notify), which asks first.
+    ///
+    /// # Errors
+    /// The signal was refused by the kernel.
+    pub fn signal(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
         let (result, convicted) = self.meter.signal(notifier, self.ring.eventfd.as_fd());
         if convicted {
             self.regions.health.poison_slow_signals();
@@ -377,7 +380,7 @@ impl TxQueue {
             return Ok(());
         }
         self.publish();
-        if self.needs_wakeup() { notifier.signal(self.eventfd()) } else { Ok(()) }
+        self.notify(notifier)
     }
 
     /// Whether the connection is spoilt, see [`crate::RxQueue::poisoned`].
@@ -387,8 +390,8 @@ impl TxQueue {
         self.regions.health.poisoned()
     }
 
-    /// Blames `faults` page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
-    pub fn charge_faults(&self, faults: u64, now: Instant) {
+    /// Blames page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
+    pub fn charge_faults(&self, faults: crate::Faults, now: Instant) {
         self.regions.health.charge_faults(faults, now);
     }
 

@@ -6,9 +6,10 @@
 //! request that finishes at once (reading nothing from /dev/null) and name the peer's eventfd.
 
 use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Completions that may pile up before they are collected.
@@ -49,6 +50,8 @@ struct IoEvent {
 pub struct Notifier {
     context: libc::c_ulong,
     null: File,
+    /// What nobody waits for, to compare peers' eventfds with.
+    nobody: OwnedFd,
     pending: u32,
 }
 
@@ -59,13 +62,17 @@ impl Notifier {
     /// `io_setup` is refused (seccomp, or `fs.aio-max-nr` used up), or /dev/null is missing.
     pub fn new() -> io::Result<Self> {
         let null = File::open("/dev/null")?;
+        let nobody = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?.into();
         let mut context: libc::c_ulong = 0;
         // SAFETY: io_setup writes one word to the place given.
         let rc = unsafe { libc::syscall(libc::SYS_io_setup, QUEUE, &raw mut context) };
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { context, null, pending: 0 })
+        let mut notifier = Self { context, null, nobody, pending: 0 };
+        // A descriptor that cannot be signalled would show at every peer: better now.
+        notifier.signal_nobody()?;
+        Ok(notifier)
     }
 
     /// Adds one to the eventfd's counter. Never blocks, whatever the peer did to it.
@@ -73,6 +80,15 @@ impl Notifier {
     /// # Errors
     /// The kernel refused the request, for instance because this is not an eventfd.
     pub fn signal(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.submit(eventfd.as_raw_fd())
+    }
+
+    /// The same without anybody to wake.
+    fn signal_nobody(&mut self) -> io::Result<()> {
+        self.submit(self.nobody.as_raw_fd())
+    }
+
+    fn submit(&mut self, eventfd: RawFd) -> io::Result<()> {
         if self.pending >= QUEUE {
             self.collect();
         }
@@ -80,7 +96,7 @@ impl Notifier {
             opcode: IOCB_CMD_PREAD,
             fd: self.null.as_raw_fd().cast_unsigned(),
             flags: IOCB_FLAG_RESFD,
-            result_fd: eventfd.as_raw_fd().cast_unsigned(),
+            result_fd: eventfd.cast_unsigned(),
             ..Iocb::default()
         };
         let requests = [&raw const request];
@@ -123,24 +139,28 @@ impl Drop for Notifier {
 /// Watches how long a peer lets our signals take.
 ///
 /// Whoever waits for an eventfd is woken on the signaller's time, some 60 ns each, and a peer can
-/// wait for it thousands of times over. Wall-clock time makes a peer suspect; only processor time
-/// of this thread, over several signals, convicts it: a worker that was preempted is no proof.
+/// wait for it thousands of times over. One slow signal makes a peer suspect. Each of its next
+/// signals is then compared with one to an eventfd that nobody waits for, both in processor time of
+/// this thread: interrupts slow both alike, preemption neither. Only a peer whose signals are slow
+/// again and again, while those beside them are not, is convicted.
 #[derive(Debug, Default)]
 pub(crate) struct SignalMeter {
-    /// Signals to measure yet.
+    /// Signals to compare yet.
     suspect: u8,
-    /// Slow ones among those measured, the very slow counted thrice.
+    /// Slow ones less fast ones; the very slow count several times.
     slow: u8,
 }
 
 /// What makes a signal worth a closer look.
-const SUSPECT_WALL: Duration = Duration::from_micros(50);
-/// How many signals are then measured.
+const SUSPECT_WALL: Duration = Duration::from_micros(25);
+/// How many signals are then compared.
 const SUSPECT_SIGNALS: u8 = 64;
-const SLOW: Duration = Duration::from_micros(30);
-const VERY_SLOW: Duration = Duration::from_millis(1);
+/// Longer than the signal beside it.
+const SLOW: Duration = Duration::from_micros(15);
+const VERY_SLOW: Duration = Duration::from_micros(300);
+const VERY_SLOW_WEIGHT: u8 = 4;
 /// So many are no accident.
-const CONVICTED: u8 = 8;
+const CONVICTED: u8 = 16;
 
 impl SignalMeter {
     /// Signals, and says whether the peer has made too many signals slow.
@@ -155,10 +175,13 @@ impl SignalMeter {
             self.saw_wall(start.elapsed());
             return (result, false);
         }
-        let before = thread_time();
+        let start = thread_time();
         let result = notifier.signal(eventfd);
-        let convicted = self.saw_processor(thread_time().saturating_sub(before));
-        (result, convicted)
+        let between = thread_time();
+        let _ = notifier.signal_nobody();
+        let end = thread_time();
+        let (peer, nobody) = (between.saturating_sub(start), end.saturating_sub(between));
+        (result, self.compare(peer, nobody))
     }
 
     fn saw_wall(&mut self, time: Duration) {
@@ -167,10 +190,16 @@ impl SignalMeter {
         }
     }
 
-    fn saw_processor(&mut self, time: Duration) -> bool {
+    fn compare(&mut self, peer: Duration, nobody: Duration) -> bool {
         self.suspect -= 1;
-        let weight = u8::from(time >= SLOW) + 2 * u8::from(time >= VERY_SLOW);
-        self.slow = self.slow.saturating_add(weight);
+        let excess = peer.saturating_sub(nobody);
+        self.slow = if excess >= VERY_SLOW {
+            self.slow.saturating_add(VERY_SLOW_WEIGHT)
+        } else if excess >= SLOW {
+            self.slow.saturating_add(1)
+        } else {
+            self.slow.saturating_sub(1)
+        };
         self.slow >= CONVICTED
     }
 }
@@ -184,7 +213,6 @@ fn thread_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::eventfd::{EfdFlags, EventFd};
     use std::os::fd::AsFd;
 
     #[test]
@@ -214,17 +242,26 @@ mod tests {
         let fast = Duration::from_micros(2);
         let mut meter = SignalMeter::default();
         meter.saw_wall(Duration::from_millis(10));
-        for _ in 0..SUSPECT_SIGNALS - 1 {
-            assert!(!meter.saw_processor(fast), "preempted once");
+        assert!(!meter.compare(VERY_SLOW * 100, fast), "once");
+        for _ in 1..SUSPECT_SIGNALS {
+            assert!(!meter.compare(fast, fast));
         }
-        assert!(!meter.saw_processor(VERY_SLOW));
         assert_eq!(meter.suspect, 0);
         meter.saw_wall(SUSPECT_WALL);
-        for _ in 0..CONVICTED - 1 {
-            assert!(!meter.saw_processor(SLOW));
-            assert!(!meter.saw_processor(fast));
+        for _ in 1..CONVICTED {
+            assert!(!meter.compare(SLOW + fast, fast));
         }
-        assert!(meter.saw_processor(SLOW));
+        assert!(meter.compare(SLOW + fast, fast));
+    }
+
+    #[test]
+    fn a_slow_machine_convicts_nobody() {
+        let (mut meter, slow) = (SignalMeter::default(), Duration::from_millis(1));
+        meter.saw_wall(slow);
+        for _ in 0..SUSPECT_SIGNALS / 2 {
+            assert!(!meter.compare(slow, slow), "both are slow");
+            assert!(!meter.compare(SLOW, Duration::ZERO), "every other one");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ typedef enum {
 typedef enum {
 	MEMIF_INTERFACE_MODE_ETHERNET = 0,
 	MEMIF_INTERFACE_MODE_IP,
-	MEMIF_INTERFACE_MODE_PUNT_INJECT, /* not supported: MEMIF_ERR_MODE */
+	MEMIF_INTERFACE_MODE_PUNT_INJECT, /* frames of the program's own kind */
 } memif_interface_mode_t;
 
 typedef enum {
@@ -132,7 +132,7 @@ typedef struct {
 } memif_socket_args_t;
 
 typedef struct {
-	memif_socket_handle_t socket;
+	memif_socket_handle_t socket; /* NULL: one on the default path, made on first use */
 	uint8_t secret[24];     /* optional, NUL-terminated */
 	uint8_t num_s2m_rings;  /* client to server; 0: 1 */
 	uint8_t num_m2s_rings;  /* server to client; 0: 1 */

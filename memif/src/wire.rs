@@ -31,6 +31,8 @@ pub enum Mode {
     Ethernet,
     /// An IPv4 or IPv6 header.
     Ip,
+    /// What an application's own protocol says; the library does not look at frames.
+    PuntInject,
 }
 
 impl Mode {
@@ -40,6 +42,7 @@ impl Mode {
         match self {
             Self::Ethernet => 0,
             Self::Ip => 1,
+            Self::PuntInject => 2,
         }
     }
 }
@@ -49,6 +52,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Ethernet => "ethernet",
             Self::Ip => "ip",
+            Self::PuntInject => "punt/inject",
         })
     }
 }

@@ -58,6 +58,8 @@ static void make(struct end *end, const char *name, int is_master)
 	args.socket = end->sock;
 	args.is_master = is_master;
 	args.interface_id = 5;
+	/* Frames of its own kind are the same to the library. */
+	args.mode = MEMIF_INTERFACE_MODE_PUNT_INJECT;
 	args.log2_ring_size = 6;
 	snprintf((char *)args.secret, sizeof(args.secret), "hush");
 	snprintf((char *)args.interface_name, 32, "%s", is_master ? "srv" : "cli");
@@ -213,6 +215,21 @@ static void details(struct end *server, struct end *client)
 	free(rd);
 }
 
+/* An interface without a socket is on the default one. */
+static void default_socket(void)
+{
+	struct end end = {0};
+	memif_conn_args_t args = {.interface_id = 9};
+	memif_socket_handle_t sock;
+	OK(memif_create(&end.conn, &args, up, down, NULL, &end));
+	sock = memif_get_socket_handle(end.conn);
+	CHECK(sock && strcmp(memif_get_socket_path(sock), MEMIF_DEFAULT_SOCKET_PATH) == 0);
+	OK(memif_poll_event(sock, 0));
+	OK(memif_delete(&end.conn));
+	args.mode = 3;
+	CHECK(memif_create(&end.conn, &args, up, down, NULL, &end) == MEMIF_ERR_MODE);
+}
+
 static void *cancel(void *sock)
 {
 	OK(memif_cancel_poll_event(sock));
@@ -233,6 +250,7 @@ int main(int argc, char **argv)
 	CHECK(memif_get_listener_fd(client.sock) == -1);
 	CHECK(memif_delete_socket(&client.sock) == MEMIF_ERR_INVAL_ARG);
 	WAIT(server.ups && client.ups, poll_both(&server, &client));
+	default_socket();
 	frames(&server, &client);
 	limits(&client, &server);
 	limits(&server, &client);

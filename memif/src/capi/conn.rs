@@ -1,6 +1,7 @@
 //! Interfaces of the C interface: made, connected, lost, deleted.
 
 use super::events::{External, Kind, Socket, Watch, offer};
+use super::socket::default_socket;
 use super::types::{ConnArgs, ConnectionUpdate, Error, OnInterrupt, text_of};
 use crate::client::{ExternalMemory, Hooks};
 use crate::{
@@ -296,10 +297,14 @@ pub unsafe extern "C" fn memif_create(
     }
     // SAFETY: by this function's contract.
     let mut args = unsafe { *args };
-    let socket: *mut Socket = args.socket.cast();
+    let socket: *mut Socket = match args.socket.is_null() {
+        true => default_socket(),
+        false => args.socket.cast(),
+    };
     let mode = match args.mode {
         0 => Mode::Ethernet,
         1 => Mode::Ip,
+        2 => Mode::PuntInject,
         _ => return Error::Mode as c_int,
     };
     if socket.is_null() || args.log2_ring_size > 15 {

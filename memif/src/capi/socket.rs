@@ -10,6 +10,7 @@ use nix::sys::epoll::{EpollEvent, EpollTimeout};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 /// Makes a socket.
 ///
@@ -44,6 +45,23 @@ pub unsafe extern "C" fn memif_create_socket(
     // SAFETY: by this function's contract.
     unsafe { *sock = socket.cast() };
     Error::Success as c_int
+}
+
+/// The socket of interfaces that are made without one: on the default path, with our own event
+/// loop; `memif_get_socket_handle` tells it. It lasts as long as the process. Null when it cannot be
+/// made.
+pub(super) fn default_socket() -> *mut Socket {
+    static DEFAULT: Mutex<usize> = Mutex::new(0);
+    let mut address = DEFAULT.lock().unwrap_or_else(PoisonError::into_inner);
+    if *address == 0 {
+        // SAFETY: arguments of zeros are valid: no callbacks, no timer, empty names.
+        let args: SocketArgs = unsafe { std::mem::zeroed() };
+        let mut socket = std::ptr::null_mut();
+        // SAFETY: both pointers are valid. On failure the handle stays null.
+        unsafe { memif_create_socket(&raw mut socket, &raw const args, std::ptr::null_mut()) };
+        *address = socket as usize;
+    }
+    *address as *mut Socket
 }
 
 /// Deletes a socket that has no interfaces.

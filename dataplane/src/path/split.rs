@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn what_contradicts_itself_is_not_cut() {
+        let (head, _, meta) = tcp4(&[0; 3000], 66, 1448);
+        assert_eq!(Split::plan(&head, &meta).map(|split| split.count()), Some(3), "the control");
+        let short = &head[..50];
+        let pieces_of_nothing = Meta { gso_size: 0, ..meta };
+        let too_many = Meta { gso_size: 3, ..meta };
+        for (head, meta) in [(short, meta), (&head[..], pieces_of_nothing), (&head[..], too_many)] {
+            assert!(Split::plan(head, &meta).is_none(), "{meta:?}");
+        }
+    }
+
+    #[test]
     fn a_tcp_super_frame_becomes_segments_in_order() {
         let payload: Vec<u8> = (0..4000u32).map(|i| i as u8).collect();
         let (head, body, meta) = tcp4(&payload, 128, 1448);

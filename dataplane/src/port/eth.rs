@@ -211,3 +211,39 @@ impl EthTx {
         self.pending.remaining_capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Meta;
+    use dpdk::{Eal, EalOptions, EthConfig, EthDev, MempoolConfig};
+
+    /// The data plane's pool is sized for its queues; a device that keeps buffers can empty it.
+    #[test]
+    fn a_frame_without_a_buffer_is_counted() {
+        let eal = Eal::get()
+            .map_or_else(|| Eal::init(&EalOptions::default()), Ok)
+            .expect("the environment starts");
+        let pool = |mbufs| {
+            let config = MempoolConfig { mbufs, cache: 0, ..MempoolConfig::default() };
+            Arc::new(Mempool::new(eal, &config).expect("a pool"))
+        };
+        let mut device = EthDev::probe(eal, "net_null9", pool(1023)).expect("a device");
+        device.configure(&EthConfig::default()).expect("one queue");
+        let (_rx, mut queues) = device.start().expect("a device");
+        let small = pool(63);
+        let mut tx = EthTx::new(queues.remove(0), Arc::clone(&small), 1500);
+        let (meta, mut head, mut list) = (Meta::default(), [0; 60], CopyList::default());
+        let mut send = || tx.send(&Outgoing { head: &mut head, body: &[], meta: &meta }, &mut list);
+        assert_eq!(send(), Ok(60), "the control");
+        let mut kept = Vec::new();
+        while let Some(buffer) = small.alloc() {
+            kept.push(buffer);
+        }
+        // Those that the queue has in its hand are used up before.
+        let refused = (0..63).find_map(|_| send().err());
+        assert_eq!(refused, Some(TxDropReason::NoBuffer));
+        kept.clear();
+        assert_eq!(send(), Ok(60), "buffers are back");
+    }
+}

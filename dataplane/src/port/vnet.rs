@@ -156,6 +156,24 @@ pub(super) fn encode(meta: &Meta, head_bytes: usize) -> VirtioNet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sched::{CloneFlags, unshare};
+
+    /// In a namespace of the test's own, which goes with the thread. Needs root.
+    #[test]
+    fn the_kernels_refusals_have_reasons() {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root");
+        let queue = crate::sys::tun::open_tap("t0", 1).expect("a tap").remove(0);
+        let mut tx = VnetTx::new(queue);
+        let mut head = [0; 60];
+        let mut send = |meta: &Meta| tx.send(&Outgoing { head: &mut head, body: &[], meta });
+        assert_eq!(send(&Meta::default()), Err(TxDropReason::PortDown));
+        let up = std::process::Command::new("ip").args(["link", "set", "t0", "up"]).status();
+        assert!(up.expect("iproute2").success());
+        assert_eq!(send(&Meta::default()), Ok(60), "the control");
+        // A super-frame of pieces without length.
+        let nonsense = Meta { gso: Gso::Tcp4, gso_size: 0, ..Meta::default() };
+        assert_eq!(send(&nonsense), Err(TxDropReason::KernelRefused));
+    }
 
     #[test]
     fn the_header_survives_the_way_in_and_out() {

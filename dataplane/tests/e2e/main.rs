@@ -4,6 +4,7 @@
 //! cores do not carry two of these at once), and every node checks both account equations before
 //! it goes away.
 
+mod drops;
 mod faults;
 mod hostile;
 mod idle;

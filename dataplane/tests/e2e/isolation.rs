@@ -67,7 +67,11 @@ fn two_sides(node: &mut Node) -> (Side, Side) {
 #[test]
 fn twins_never_see_each_others_packets() {
     let _lab = Lab::new();
-    let mut node = Node::local(1);
+    [1, 2].into_iter().for_each(twins);
+}
+
+fn twins(workers: u32) {
+    let mut node = Node::local(workers);
     let (mut blue, mut red) = two_sides(&mut node);
     for v6 in [false, true] {
         for (from, to) in KINDS.iter().flat_map(|&f| KINDS.map(|t| (f, t + 1))) {

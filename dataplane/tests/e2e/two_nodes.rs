@@ -30,22 +30,26 @@ fn tcp_across(driver: &'static str, underlay_mtu: u32, v6: bool, workers: u32) {
         assert!(!a.ping(there, "-c 1 -W 1 -t 1").0 && a.ping(there, "-c 1 -W 1 -t 2").0);
     }
     for to in [b.ip4(), b.ip6()] {
-        let before = pair.nodes[1].account(&b.id);
-        let bps = iperf_bps(&iperf(&b.netns, &a.netns, &format!("-c {to} -t 2")));
-        let after = pair.nodes[1].account(&b.id);
-        let frames = (after.tx_pkts - before.tx_pkts).max(1);
-        let merged = after.coalesced - before.coalesced;
-        let mean = (frames + merged) as f64 / frames as f64;
-        println!(
-            "TCP {driver} MTU {underlay_mtu}, {workers} workers, {to}: {:.2} Gb/s, {mean:.1} \
-             segments a frame",
-            bps / 1e9
-        );
-        assert!(bps > 5e7, "{bps} b/s to {to}");
-        // A jumbo segment is a seventh of the largest frame. Four workers on two cores look at the
-        // wire more often than it has much to say.
-        let least = if underlay_mtu > 1500 || workers > 1 { 3.0 } else { 8.0 };
-        assert!(mean >= least, "{mean:.1} segments in a frame to {to}: {after:?}");
+        let stream = || {
+            let before = pair.nodes[1].account(&b.id);
+            let bps = iperf_bps(&iperf(&b.netns, &a.netns, &format!("-c {to} -t 2")));
+            let after = pair.nodes[1].account(&b.id);
+            let frames = (after.tx_pkts - before.tx_pkts).max(1);
+            let merged = after.coalesced - before.coalesced;
+            let mean = (frames + merged) as f64 / frames as f64;
+            println!(
+                "TCP {driver} MTU {underlay_mtu}, {workers} workers, {to}: {:.2} Gb/s, {mean:.1} \
+                 segments a frame",
+                bps / 1e9
+            );
+            assert!(bps > 5e7, "{bps} b/s to {to}");
+            mean
+        };
+        // A jumbo segment is a seventh of the largest frame.
+        let least = if underlay_mtu > 1500 { 3.0 } else { 8.0 };
+        // A machine whose cores are taken away sends in drops, which nobody can merge.
+        let mut means = std::iter::repeat_with(stream).take(3);
+        assert!(means.any(|mean| mean >= least), "less than {least} three times");
     }
 }
 
@@ -119,8 +123,12 @@ fn flows_keep_their_order_across_nodes() {
 #[test]
 fn twins_on_two_nodes_never_see_each_others_packets() {
     let _lab = Lab::new();
+    [1, 2].into_iter().for_each(twins_on_two_nodes);
+}
+
+fn twins_on_two_nodes(workers: u32) {
     let realms = [Realm::new("blue", 56, 1450), Realm::new("red", 57, 1450)];
-    let mut pair = Pair::new("packet", 1500, false, 1, &realms);
+    let mut pair = Pair::new("packet", 1500, false, workers, &realms);
     let mut taps = Vec::new();
     let mut ends: Vec<(usize, u16, Box<dyn End>)> = Vec::new();
     for (side, realm) in realms.iter().enumerate() {

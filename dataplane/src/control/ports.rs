@@ -16,7 +16,7 @@ use crate::port::memif::{MemifRx, MemifTx};
 use crate::port::vnet::{VnetRx, VnetTx};
 use crate::port::{Rx, Tx};
 use crate::table::{IfaceId, Publisher, Tables, TxOwner};
-use crate::worker::{Command, CommandsFull, Handle, Report, Retired, Stats};
+use crate::worker::{Command, CommandsFull, Handle, Report, Retired, StageSums, Stats, TurnStage};
 
 /// How long a worker may take to see a snapshot before it counts as hanging.
 pub const WORKER_DEADLINE: Duration = Duration::from_secs(2);
@@ -74,6 +74,25 @@ struct Sample {
     parked_ns: u64,
     at: Option<Instant>,
     load: f64,
+    stages: StageSample,
+}
+
+/// Sums of the bursts that a worker measured, and what they say of the last second with traffic.
+#[derive(Debug, Clone, Copy, Default)]
+struct StageSample {
+    packets: u64,
+    cycles: [u64; TurnStage::ALL.len()],
+    per_packet: Option<[f64; TurnStage::ALL.len()]>,
+}
+
+impl StageSample {
+    fn next(&self, sums: &StageSums) -> Self {
+        let (packets, cycles) = sums.read();
+        let count = packets.wrapping_sub(self.packets);
+        let cost = |at: usize| cycles[at].wrapping_sub(self.cycles[at]) as f64 / count as f64;
+        let fresh = (count > 0).then(|| std::array::from_fn(cost));
+        Self { packets, cycles, per_packet: fresh.or(self.per_packet) }
+    }
 }
 
 impl Workers {
@@ -98,6 +117,12 @@ impl Workers {
         self.handles.iter().zip(&self.samples).map(|(h, sample)| (&*h.stats, sample.load))
     }
 
+    /// Cycles per packet of each stage of a worker's turn, by its measured bursts.
+    pub fn stages(&self, worker: usize) -> impl Iterator<Item = (TurnStage, f64)> {
+        let sample = self.samples.get(worker).and_then(|sample| sample.stages.per_packet);
+        sample.into_iter().flat_map(|costs| TurnStage::ALL.into_iter().zip(costs))
+    }
+
     /// The generation that each has seen; `None` = parked.
     pub fn seen(&self) -> Vec<Option<u64>> {
         self.publisher.seen()
@@ -116,6 +141,7 @@ impl Workers {
                 parked_ns: read(&stats.parked_ns),
                 at: Some(now),
                 load: 0.0,
+                stages: old.stages.next(&stats.stages),
             };
             let Some(since) = old.at else { continue };
             let turns = sample.turns.wrapping_sub(old.turns).max(1) as f64;

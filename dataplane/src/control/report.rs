@@ -8,6 +8,7 @@ use super::accounts::account;
 use super::read::said_ip;
 use super::{Control, FEATURES, Fixed, Port};
 use crate::table::{IfaceKind, Sums, counters};
+use crate::worker::TurnStage;
 
 impl Control {
     pub(super) fn hello(
@@ -146,7 +147,7 @@ impl Control {
                 load,
                 packets: stats.packets.load(Ordering::Relaxed),
                 parked_ns: stats.parked_ns.load(Ordering::Relaxed),
-                stages: Vec::new(),
+                stages: self.workers.stages(id).map(stage_cost).collect(),
             }
         };
         self.workers.stats().enumerate().map(status).collect()
@@ -246,4 +247,8 @@ fn fixed_id(fixed: &Fixed) -> String {
         IfaceKind::HostTap => format!("host/{}", fixed.name),
         _ => format!("uplink/{}", fixed.name),
     }
+}
+
+fn stage_cost((stage, cycles_per_packet): (TurnStage, f64)) -> api::StageCost {
+    api::StageCost { stage: stage.name().into(), cycles_per_packet }
 }

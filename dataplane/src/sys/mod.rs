@@ -1,6 +1,7 @@
 //! System calls that the crates at hand do not offer safely. One file per purpose.
 #![allow(unsafe_code, reason = "this room holds the system calls that need pointers")]
 
+pub mod cycles;
 pub mod descriptor;
 pub mod ethtool;
 pub mod gather;

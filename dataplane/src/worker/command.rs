@@ -211,6 +211,7 @@ pub fn setup(count: usize, polling: Polling, tables: Tables) -> std::io::Result<
             housekept_ns: 0,
             started: std::time::Instant::now(),
             scratch: emit::Scratch::default(),
+            clock: super::StageClock::default(),
             observer: Observer::default(),
             stop: false,
         };

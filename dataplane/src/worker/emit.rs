@@ -1,7 +1,7 @@
 //! From a verdict to a sending queue: choose the queue, finish the frame, send or hand over.
 
 use super::merge::{self, Coalescer};
-use super::{State, TxEntry, tx_entry};
+use super::{State, TurnStage, TxEntry, tx_entry};
 use crate::copy::{CopyList, Seg, complete_checksum};
 use crate::path::split::Split;
 use crate::path::{Checksum, Gso, Meta, Slot, TxDropReason, Verdict};
@@ -117,6 +117,7 @@ impl State {
             self.flush_merged(tables);
         }
         self.list.run();
+        self.clock.lap(TurnStage::Copy);
         let Self { dirty, txs, notifier, handle, .. } = self;
         dirty.retain(|&(iface, queue)| {
             let Some(entry) = tx_entry(txs, iface, queue) else { return false };
@@ -130,6 +131,7 @@ impl State {
             entry.dirty
         });
         self.nudge_peers();
+        self.clock.lap(TurnStage::Publish);
     }
 
     fn flush_merged(&mut self, tables: &Tables) {

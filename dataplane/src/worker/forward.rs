@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{State, tx_entry};
+use super::{State, TurnStage, tx_entry};
 use crate::path::{self, Checksum, DropReason, Gso, Meta, Verdict};
 use crate::port::{BURST_PKTS, Burst, Outgoing};
 use crate::table::{Iface, IfaceId, IfaceKind, Tables, TxOwner, VrfId};
@@ -20,6 +20,7 @@ impl State {
         let verdicts = &mut verdicts[..count];
         let mut account = Account { rx_pkts: count as u64, ..Account::default() };
         account.rx_bytes = self.decide(tables, iface, verdicts);
+        self.clock.lap(TurnStage::Decide);
         let mut sinks = Sinks::default();
         self.scratch.lent = 0;
         let mut at = 0;
@@ -47,8 +48,10 @@ impl State {
             at = end;
         }
         account.flush(&iface.counters[self.id]);
+        self.clock.lap(TurnStage::Send);
         self.finish_burst(tables);
         self.release(index, &sinks);
+        self.clock.lap(TurnStage::Release);
     }
 
     /// Gives the burst's claims back, but for those that other workers still copy.

@@ -15,12 +15,14 @@ mod forward;
 mod handover;
 mod idle;
 mod merge;
+mod stages;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 pub use command::{Command, CommandsFull, Handle, Report, Retired, Setup, setup};
 pub use idle::Polling;
+pub use stages::{StageSums, TurnStage};
 
 use crate::copy::{Channel, CopyList, DmaCounts, Thresholds};
 use crate::path::IcmpLimiter;
@@ -29,6 +31,7 @@ use crate::table::{IfaceId, Reader, Tables};
 
 use handover::Peer;
 use idle::Idle;
+use stages::StageClock;
 
 /// What a worker tells about itself; written by it alone.
 #[derive(Debug, Default)]
@@ -52,6 +55,8 @@ pub struct Stats {
     pub dma_copies: AtomicU64,
     /// Copies that the CPU made because the DMA channel did not.
     pub dma_errors: AtomicU64,
+    /// What the parts of a turn cost.
+    pub stages: StageSums,
     /// Whether it is parked, so that whoever hands it something must wake it.
     pub parked: AtomicBool,
 }
@@ -110,6 +115,7 @@ pub(crate) struct State {
     housekept_ns: u64,
     started: Instant,
     scratch: emit::Scratch,
+    clock: StageClock,
     observer: crate::observe::Observer,
     stop: bool,
 }
@@ -231,15 +237,18 @@ impl State {
                 budget = budget.min(free);
             }
         }
+        self.clock.start();
         self.burst.clear();
         let health = entry.rx.poll(entry.iface, &mut self.burst, &mut self.pool, budget);
         let count = self.burst.len();
         if count == 0 && entry.rx.poll_is_syscall() {
             entry.ready = false;
         }
+        self.clock.lap(TurnStage::Claim);
         if count > 0 {
             self.forward(tables, iface, index);
         }
+        self.clock.stop(count, &self.handle.stats.stages);
         self.heed(index, health);
         count
     }

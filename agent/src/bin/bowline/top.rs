@@ -59,6 +59,8 @@ struct WorkerLoad {
     id: u32,
     cpu: u32,
     load: f64,
+    /// Cycles per packet, by part of the worker's turn.
+    cycles: Vec<(String, f64)>,
 }
 
 /// Looks again and again.
@@ -116,11 +118,12 @@ fn look(state: &api::ActualState, old: &api::Counters, new: &api::Counters, seco
     let workers = state.workers.iter();
     let mut drops = get::drops(new);
     drops.sort_by_key(|row| std::cmp::Reverse(row.pkts));
-    Look {
-        workers: workers.map(|w| WorkerLoad { id: w.id, cpu: w.cpu, load: w.load }).collect(),
-        interfaces,
-        drops,
-    }
+    Look { workers: workers.map(load).collect(), interfaces, drops }
+}
+
+fn load(worker: &api::WorkerStatus) -> WorkerLoad {
+    let cycles = worker.stages.iter().map(|s| (s.stage.clone(), s.cycles_per_packet)).collect();
+    WorkerLoad { id: worker.id, cpu: worker.cpu, load: worker.load, cycles }
 }
 
 fn show(mut look: Look, rows: usize, json: bool) -> anyhow::Result<()> {
@@ -135,6 +138,11 @@ fn show(mut look: Look, rows: usize, json: bool) -> anyhow::Result<()> {
         let percent = worker.load * 100.0;
         let line = format!("worker {} cpu {} [{bar:<40}] {percent:3.0}%\n", worker.id, worker.cpu);
         text.push_str(&line);
+        if !worker.cycles.is_empty() {
+            let parts = worker.cycles.iter().map(|(stage, cycles)| format!("{stage} {cycles:.0}"));
+            let parts = parts.collect::<Vec<_>>().join(", ");
+            text.push_str(&format!("  cycles per packet: {parts}\n"));
+        }
     }
     text.push('\n');
     text.push_str(&out::table(&look.interfaces));

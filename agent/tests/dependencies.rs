@@ -23,6 +23,7 @@ const ARROWS: [(&str, &str); 20] = [
     ("bowline-pktgen", "bowline-wire"),
     ("bowline-demo", "bowline-pktgen"),
     ("bowline-demo", "bowline-wire"),
+    ("bowline-bench", "bowline-api"),
     ("bowline-bench", "bowline-demo"),
     ("bowline-bench", "bowline-pktgen"),
     ("bowline-bench", "bowline-wire"),

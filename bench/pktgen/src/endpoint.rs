@@ -26,6 +26,10 @@ pub struct Endpoint {
     pub tracker: Tracker,
     burst: RxBurst,
     buffer: Box<[u8]>,
+    /// Where the IP header of what is tracked begins.
+    l3: usize,
+    /// Frames whose number has one of these bits are believed by their headers.
+    believed_mask: u32,
     others: u64,
     replies_lost: u64,
 }
@@ -49,6 +53,8 @@ impl Endpoint {
     #[must_use]
     pub fn new(port: Port, host: Host, latency_every: u32) -> Self {
         Self {
+            l3: host.l3(),
+            believed_mask: 0,
             port,
             host,
             tracker: Tracker::new(latency_every),
@@ -57,6 +63,17 @@ impl Endpoint {
             others: 0,
             replies_lost: 0,
         }
+    }
+
+    /// Verifies all bytes only of frames whose number is a multiple of `every` (rounded up to a
+    /// power of two). All are copied out of the ring.
+    pub fn verify_every(&mut self, every: u32) {
+        self.believed_mask = every.max(1).next_power_of_two() - 1;
+    }
+
+    /// Tracks what comes inside a tunnel: `outer_bytes` in front of the frames are passed over.
+    pub fn unwrap(&mut self, outer_bytes: usize) {
+        self.l3 = self.host.l3() + outer_bytes;
     }
 
     /// Frames that were no generator's.
@@ -102,7 +119,7 @@ impl Endpoint {
                 self.others += 1;
                 continue;
             };
-            let seen = packet::read(&self.buffer[..bytes], self.host.l3());
+            let seen = self.see(bytes);
             if !self.tracker.take(seen, bytes, now) {
                 self.answer(bytes)?;
             }
@@ -111,6 +128,18 @@ impl Endpoint {
             queue.release(slots);
         }
         Ok(frames)
+    }
+
+    /// What the first bytes of the buffer are.
+    #[inline]
+    fn see(&self, bytes: usize) -> packet::Seen {
+        let frame = &self.buffer[..bytes];
+        match packet::read_header(frame, self.l3) {
+            packet::Seen::Ours { seq, .. } if seq & self.believed_mask == 0 => {
+                packet::read(frame, self.l3)
+            }
+            seen => seen,
+        }
     }
 
     #[cold]

@@ -47,6 +47,8 @@ pub struct Sender {
     lanes: Vec<Lane>,
     dst_count: u16,
     stream_id: u16,
+    /// The body is tagged in frames whose number has none of these bits.
+    untagged_mask: u32,
     sent: Sent,
 }
 
@@ -75,8 +77,20 @@ impl Sender {
             lanes: lanes.collect(),
             dst_count: traffic.dst_count.max(1),
             stream_id: traffic.stream.id,
+            untagged_mask: 0,
             sent: Sent::default(),
         })
+    }
+
+    /// Puts these bytes in front of every frame: the headers of a tunnel.
+    pub fn wrap(&mut self, outer: &[u8]) {
+        self.templates.iter_mut().for_each(|template| template.wrap(outer));
+    }
+
+    /// Tags the bodies only of frames whose number is a multiple of `every` (rounded up to a power
+    /// of two), for a receiver that looks at all of those alone.
+    pub fn tag_every(&mut self, every: u32) {
+        self.untagged_mask = every.max(1).next_power_of_two() - 1;
     }
 
     /// Totals so far.
@@ -117,7 +131,11 @@ impl Sender {
             let template = &mut self.templates[self.next_template];
             let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
             let mark = Mark { flow, seq, time_ns: now_ns, port_offset: flow, dst_offset };
-            let frame = template.mark(mark);
+            let frame = if seq & self.untagged_mask == 0 {
+                template.mark(mark)
+            } else {
+                template.mark_header(mark)
+            };
             if !queue.send(frame)? {
                 self.sent.ring_full += 1;
                 return Ok(n);

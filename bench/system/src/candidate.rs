@@ -13,6 +13,7 @@ use bowline_pktgen::sender::{Sender, Traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -20,6 +21,28 @@ use wire::Mac;
 
 /// Measures nothing: fills rings and caches.
 const WARM_UP: Duration = Duration::from_millis(60);
+/// One frame of so many is verified byte by byte. All are written and read in full; summing all up
+/// as well would make the generator the slower half, and all candidates look alike.
+const VERIFY_EVERY: u32 = 64;
+
+/// What is sent through a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Bytes of a frame; 0 where TCP decides.
+    pub size: usize,
+    /// Flows; each has its own source port.
+    pub flows: u16,
+    /// Frames per second; `None`: as fast as it goes.
+    pub rate_pps: Option<u64>,
+}
+
+impl Load {
+    /// One flow, as fast as it goes.
+    #[must_use]
+    pub const fn of(size: usize) -> Self {
+        Self { size, flows: 1, rate_pps: None }
+    }
+}
 
 /// What can be measured in turn with others.
 pub trait Candidate {
@@ -33,7 +56,15 @@ pub trait Candidate {
     ///
     /// # Errors
     /// The device does not work.
-    fn measure(&mut self, size: usize, flows: u16, time: Duration) -> anyhow::Result<Sample>;
+    fn measure(&mut self, load: Load, time: Duration) -> anyhow::Result<Sample>;
+
+    /// Cycles per packet of each part of its work, if it tells.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    fn stages(&mut self) -> anyhow::Result<BTreeMap<String, f64>> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// Stops processes, or lets them run on.
@@ -56,8 +87,14 @@ pub struct MemifDevice {
     pub rx: Endpoint,
     /// Whom it sends to.
     pub dst: IpAddr,
+    /// Further destinations, counted up from the first: flow n goes to number n modulo this.
+    pub dst_count: u16,
     /// The first hop's MAC.
     pub next_hop: Mac,
+    /// What the generator puts in front of its frames of a size: the headers of a tunnel.
+    pub outer: Box<dyn Fn(usize) -> Vec<u8>>,
+    /// Asks for the cycles of its stages.
+    pub ask_stages: Option<Box<dyn Fn() -> anyhow::Result<BTreeMap<String, f64>>>>,
     /// What keeps the processes alive.
     pub keep: Box<dyn Any>,
 }
@@ -77,21 +114,24 @@ impl Candidate for MemifDevice {
         signal_all(&self.pids, Signal::SIGSTOP);
     }
 
-    fn measure(&mut self, size: usize, flows: u16, time: Duration) -> anyhow::Result<Sample> {
+    fn measure(&mut self, load: Load, time: Duration) -> anyhow::Result<Sample> {
         signal_all(&self.pids, Signal::SIGCONT);
-        let done = self.warm_up_and_run(size, flows, time);
+        let done = self.warm_up_and_run(load, time);
         self.freeze();
         done.with_context(|| format!("measuring {}", self.name))
+    }
+
+    fn stages(&mut self) -> anyhow::Result<BTreeMap<String, f64>> {
+        let Some(ask) = &self.ask_stages else { return Ok(BTreeMap::new()) };
+        signal_all(&self.pids, Signal::SIGCONT);
+        let stages = ask();
+        self.freeze();
+        stages
     }
 }
 
 impl MemifDevice {
-    fn warm_up_and_run(
-        &mut self,
-        size: usize,
-        flows: u16,
-        time: Duration,
-    ) -> anyhow::Result<Sample> {
+    fn warm_up_and_run(&mut self, load: Load, time: Duration) -> anyhow::Result<Sample> {
         let stop = AtomicBool::new(false);
         let stream = Stream {
             id: 0,
@@ -101,19 +141,29 @@ impl MemifDevice {
             src_port: 20_000,
             dst_port: PORT,
         };
-        let mut traffic = Traffic { stream, sizes: vec![size], flows, dst_count: 1, queues: 1 };
+        let (sizes, flows, dst_count) = (vec![load.size], load.flows, self.dst_count);
+        let mut traffic = Traffic { stream, sizes, flows, dst_count, queues: 1 };
+        self.rx.verify_every(VERIFY_EVERY);
         let mut report = None;
         for duration in [WARM_UP, time] {
             traffic.stream.id = fresh_stream_id();
             let mut sender = Sender::new(&traffic)?;
+            sender.wrap(&(self.outer)(load.size));
+            sender.tag_every(VERIFY_EVERY);
             self.rx.tracker.reset();
-            let plan = Plan { duration: Some(duration), busy: true, ..Plan::default() };
+            let (duration, rate_pps) = (Some(duration), load.rate_pps);
+            let plan = Plan { duration, rate_pps, busy: true, ..Plan::default() };
             report =
                 Some(run(Some((&mut self.tx, &mut sender)), Some(&mut self.rx), &plan, &stop)?);
         }
         let report = report.context("no run")?;
         anyhow::ensure!(report.corrupt == 0, "{} frames were changed", report.corrupt);
-        Ok(Sample { value: report.rx_rate.pps, loss_ratio: report.loss_ratio.unwrap_or(0.0) })
+        Ok(Sample {
+            rate: report.rx_rate.pps,
+            loss_ratio: report.loss_ratio.unwrap_or(0.0),
+            p50_ns: report.latency.p50_ns,
+            p99_ns: report.latency.p99_ns,
+        })
     }
 }
 
@@ -155,12 +205,12 @@ impl Candidate for TcpDevice {
         signal_all(&self.pids, Signal::SIGSTOP);
     }
 
-    fn measure(&mut self, _size: usize, _flows: u16, time: Duration) -> anyhow::Result<Sample> {
+    fn measure(&mut self, _: Load, time: Duration) -> anyhow::Result<Sample> {
         signal_all(&self.pids, Signal::SIGCONT);
         let rate = tcp_rate(&self.from, &self.to, self.dst, time);
         self.freeze();
-        let value = rate.with_context(|| format!("measuring {}", self.name))?;
-        Ok(Sample { value, loss_ratio: 0.0 })
+        let rate = rate.with_context(|| format!("measuring {}", self.name))?;
+        Ok(Sample { rate, ..Sample::default() })
     }
 }
 

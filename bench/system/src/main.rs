@@ -1,9 +1,10 @@
 //! `bowline-bench`: what `make bench` runs.
 
 use anyhow::Context;
-use bowline_bench::candidate::Candidate;
-use bowline_bench::report::{Case, Machine, Report, Sample};
-use bowline_bench::{GENERATOR_CPU, ours, peers};
+use bowline_bench::candidate::{Candidate, Load};
+use bowline_bench::cases::{self, Place, Spec, Start};
+use bowline_bench::report::{Case, Machine, Metric, Report, Sample};
+use bowline_bench::{GENERATOR_CPU, peers};
 use bowline_pktgen::port::{pin, unpin};
 use clap::Parser;
 use std::collections::BTreeMap;
@@ -24,88 +25,38 @@ struct Cli {
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only these frame sizes, e.g. 64,1500.
+    #[arg(long, value_delimiter = ',')]
+    sizes: Vec<usize>,
+    /// Fewer loads and at most three runs of 0.2 s: a few minutes for all cases.
+    #[arg(long)]
+    quick: bool,
     /// Where the report, the plot and the logs go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
 
-/// Bytes of a memif buffer, so that a frame lies in one piece.
-const SMALL: u32 = 2048;
-/// The same for jumbo frames.
-const LARGE: u32 = 10_240;
-
 type Samples = BTreeMap<String, Vec<Sample>>;
-type Start<'a> = Box<dyn Fn() -> anyhow::Result<Box<dyn Candidate>> + 'a>;
-type Starts<'a> = Vec<(&'static str, Start<'a>)>;
 
 fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "this needs root: run 'sudo make bench'");
     anyhow::ensure!(
         std::thread::available_parallelism()?.get() >= 2,
         "this needs two cores: one generates, one forwards"
     );
+    if cli.quick {
+        (cli.runs, cli.seconds) = (cli.runs.min(3), cli.seconds.min(0.2));
+    }
     std::fs::create_dir_all(&cli.out).with_context(|| format!("making {}", cli.out.display()))?;
     let _hugepages = peers::Hugepages::reserve()?;
     let machine = Machine::this();
     let memory = peers::memory_arguments(machine.hugepages_free);
     let mut report = Report { machine, commit: commit(), cases: vec![] };
-    let logs = cli.out.as_path();
-    let cases: [(&str, &str, &[usize], Starts<'_>); 4] = [
-        (
-            "memif-route-memif",
-            "pps",
-            &[64, 512, 1500],
-            vec![
-                ("bowline", Box::new(|| boxed(ours::memif(1, SMALL, logs)?))),
-                ("testpmd-io", Box::new(|| boxed(peers::testpmd("io", SMALL, &memory, logs)?))),
-                (
-                    "testpmd-macfwd",
-                    Box::new(|| boxed(peers::testpmd("mac", SMALL, &memory, logs)?)),
-                ),
-                ("ovs-dpdk", Box::new(|| boxed(peers::ovs(&memory, logs)?))),
-            ],
-        ),
-        (
-            "memif-route-memif",
-            "pps",
-            // The least MTU of IPv6 tunnels over 9000.
-            &[8900],
-            vec![
-                ("bowline", Box::new(|| boxed(ours::memif(1, LARGE, logs)?))),
-                ("testpmd-io", Box::new(|| boxed(peers::testpmd("io", LARGE, &memory, logs)?))),
-                (
-                    "testpmd-macfwd",
-                    Box::new(|| boxed(peers::testpmd("mac", LARGE, &memory, logs)?)),
-                ),
-            ],
-        ),
-        (
-            "memif-vxlan-uplink-vxlan-memif",
-            "pps",
-            &[64, 512, 1400],
-            vec![
-                ("bowline", Box::new(|| boxed(ours::memif(2, SMALL, logs)?))),
-                ("testpmd-io", Box::new(|| boxed(peers::testpmd("io", SMALL, &memory, logs)?))),
-                (
-                    "testpmd-macfwd",
-                    Box::new(|| boxed(peers::testpmd("mac", SMALL, &memory, logs)?)),
-                ),
-            ],
-        ),
-        (
-            "tap-tap-tcp",
-            "bps",
-            &[0],
-            vec![
-                ("bowline", Box::new(|| boxed(ours::tap(logs)?))),
-                ("veth-bridge", Box::new(|| boxed(peers::bridge()?))),
-            ],
-        ),
-    ];
-    for (name, unit, sizes, starts) in &cases {
-        if name.contains(&cli.only) {
-            case(&cli, (name, unit), sizes, starts, &mut report)?;
+    let place = Place { logs: cli.out.clone(), memory };
+    for spec in cases::all(&place, cli.quick) {
+        if spec.metrics.iter().any(|(name, _)| name.contains(&cli.only)) {
+            run(&cli, &spec, &mut report)?;
             report.write(&cli.out)?;
         }
     }
@@ -113,33 +64,28 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn boxed(candidate: impl Candidate + 'static) -> anyhow::Result<Box<dyn Candidate>> {
-    Ok(Box::new(candidate))
-}
-
-fn case(
-    cli: &Cli,
-    (name, unit): (&str, &'static str),
-    sizes: &[usize],
-    starts: &Starts<'_>,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let mut candidates = start_all(starts)?;
+fn run(cli: &Cli, spec: &Spec, report: &mut Report) -> anyhow::Result<()> {
+    let mut candidates = start_all(&spec.starts)?;
     // TCP's two ends share the cores with the device as the scheduler likes.
-    if unit == "pps" {
-        pin(GENERATOR_CPU)?;
-    } else {
+    if spec.metrics.iter().any(|(_, metric)| *metric == Metric::Bps) {
         unpin()?;
+    } else {
+        pin(GENERATOR_CPU)?;
     }
-    for size in sizes {
-        let samples = interleave(cli, &mut candidates, *size)?;
-        add(report, Case::of(name, *size, 1, unit, &samples));
+    let sizes = |load: &&Load| cli.sizes.is_empty() || cli.sizes.contains(&load.size);
+    for load in spec.loads.iter().filter(sizes) {
+        let samples = interleave(cli, &mut candidates, *load)?;
+        let stages = candidates[0].stages()?;
+        for (name, metric) in &spec.metrics {
+            let case = Case::of(name, *load, *metric, &samples);
+            add(report, Case { stages: stages.clone(), ..case });
+        }
     }
     Ok(())
 }
 
 /// Those that start; one that does not is named, and missing in the report.
-fn start_all(starts: &Starts<'_>) -> anyhow::Result<Vec<Box<dyn Candidate>>> {
+fn start_all(starts: &[(&str, Start)]) -> anyhow::Result<Vec<Box<dyn Candidate>>> {
     // What is started here must not inherit the generator's core.
     unpin()?;
     let mut candidates = vec![];
@@ -159,34 +105,45 @@ fn start_all(starts: &Starts<'_>) -> anyhow::Result<Vec<Box<dyn Candidate>>> {
 fn interleave(
     cli: &Cli,
     candidates: &mut [Box<dyn Candidate>],
-    size: usize,
+    load: Load,
 ) -> anyhow::Result<Samples> {
     let time = Duration::from_secs_f64(cli.seconds);
     let mut samples = Samples::new();
     for round in 0..cli.runs {
         for candidate in &mut *candidates {
-            let sample = candidate.measure(size, 1, time)?;
+            let sample = candidate.measure(load, time)?;
             samples.entry(candidate.name().to_owned()).or_default().push(sample);
         }
-        eprint!("\r{size} B: run {} of {} ", round + 1, cli.runs);
+        eprint!("\r{} B, {} flows: run {} of {} ", load.size, load.flows, round + 1, cli.runs);
     }
     eprintln!();
     Ok(samples)
 }
 
 fn add(report: &mut Report, case: Case) {
-    println!("{} {} B", case.case, case.size_bytes);
+    println!("{} {} B, {} flows", case.case, case.size_bytes, case.flows);
+    // Of frames in millions, of bits in thousand millions, of time in microseconds.
+    let (scale, unit) = match case.unit {
+        "pps" => (1e6, "Mpps"),
+        "bps" => (1e9, "Gb/s"),
+        _ => (1e3, "µs"),
+    };
     let ours = std::iter::once((bowline_bench::OURS, &case.ours));
     let peers = case.peers.iter().map(|(name, series)| (name.as_str(), series));
     for (name, s) in ours.chain(peers) {
         let ratio = case.ratio.get(name).map(|r| format!("  ours is {r:.2} ×")).unwrap_or_default();
         println!(
-            "  {name:<16} median {:>9.3} M  min {:>9.3}  max {:>9.3}  lost {:.2} %{ratio}",
-            s.median / 1e6,
-            s.min / 1e6,
-            s.max / 1e6,
+            "  {name:<18} median {:>8.3} {unit}  min {:>8.3}  max {:>8.3}  lost {:.2} %{ratio}",
+            s.median / scale,
+            s.min / scale,
+            s.max / scale,
             s.loss_ratio * 100.0
         );
+    }
+    let stages = case.stages.iter().map(|(stage, cycles)| format!("{stage} {cycles:.0}"));
+    let stages = stages.collect::<Vec<_>>().join(", ");
+    if !stages.is_empty() {
+        println!("  cycles per packet: {stages}");
     }
     report.cases.push(case);
 }

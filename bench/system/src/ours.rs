@@ -2,6 +2,7 @@
 //! plugin.
 
 use crate::candidate::{MemifDevice, TcpDevice};
+use crate::dataplane::Dataplane;
 use crate::{DEVICE_CPU, OURS};
 use anyhow::Context;
 use bowline_demo::binaries::{Binaries, Uplink};
@@ -9,7 +10,9 @@ use bowline_demo::catalog::Network;
 use bowline_demo::clean;
 use bowline_demo::cluster::Cluster;
 use bowline_demo::pod::{self, Plan, Pod};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// A cluster with pods; all of it is removed when dropped.
@@ -76,6 +79,35 @@ pub fn plan(name: &'static str, node: usize, memif_queues: u16, address: u8) -> 
 /// # Errors
 /// See [`Lab::start`]; or the gateway does not answer.
 pub fn memif(nodes: u8, buffer_bytes: u32, logs: &Path) -> anyhow::Result<MemifDevice> {
+    between_pods(nodes, buffer_bytes, logs).map(|(device, _)| device)
+}
+
+/// Networks beside the one with traffic, in the crowded case.
+const CROWD: u32 = 999;
+/// Routes of each network.
+const ROUTES: u16 = 100;
+
+/// From one memif pod by one of a hundred routes to another, with no other network on the node or a
+/// crowd of them, with the same addresses.
+///
+/// # Errors
+/// See [`Lab::start`]; or the data plane refuses a network.
+pub fn networks(crowd: bool, buffer_bytes: u32, logs: &Path) -> anyhow::Result<MemifDevice> {
+    let (mut device, api) = between_pods(1, buffer_bytes, logs)?;
+    let first = Ipv4Addr::new(10, 0, 4, 0);
+    api.route_to_pod("blue", "bench-b", first, u32::from(ROUTES))?;
+    (device.dst, device.dst_count) = (IpAddr::V4(first), ROUTES);
+    if crowd {
+        api.crowd(CROWD, u32::from(ROUTES))?;
+    }
+    Ok(device)
+}
+
+fn between_pods(
+    nodes: u8,
+    buffer_bytes: u32,
+    logs: &Path,
+) -> anyhow::Result<(MemifDevice, Rc<Dataplane>)> {
     let last = usize::from(nodes) - 1;
     let mut plans = [plan("bench-a", 0, 1, 31), plan("bench-b", last, 1, 32)];
     for plan in &mut plans {
@@ -94,7 +126,21 @@ pub fn memif(nodes: u8, buffer_bytes: u32, logs: &Path) -> anyhow::Result<MemifD
     };
     let next_hop = tx.resolve(dst, Duration::from_secs(2))?.context("no MAC")?;
     let pids = lab.pids()?;
-    Ok(MemifDevice { name: OURS.into(), pids, tx, rx, dst, next_hop, keep: Box::new(lab) })
+    let api = Rc::new(Dataplane::connect(&lab.cluster.nodes[0].dataplane_socket())?);
+    let asked = Rc::clone(&api);
+    let device = MemifDevice {
+        name: OURS.into(),
+        pids,
+        tx,
+        rx,
+        dst,
+        dst_count: 1,
+        next_hop,
+        outer: Box::new(|_| vec![]),
+        ask_stages: Some(Box::new(move || asked.stages())),
+        keep: Box::new(lab),
+    };
+    Ok((device, api))
 }
 
 /// From one tap pod to another on the same node.

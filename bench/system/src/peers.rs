@@ -1,7 +1,7 @@
-//! The others: testpmd and OVS-DPDK, each with two memif ports on one core, and the kernel's bridge.
+//! The others: testpmd and OVS-DPDK, each with two memif ports on one core.
 
 use crate::DEVICE_CPU;
-use crate::candidate::{MemifDevice, TcpDevice, plain_end};
+use crate::candidate::{MemifDevice, plain_end};
 use anyhow::Context;
 use bowline_demo::lab::netns::Netns;
 use bowline_demo::lab::shell;
@@ -81,21 +81,53 @@ pub fn testpmd(
         tx: plain_end(&format!("@{}", socket("a")), 1, 1, buffer_bytes)?,
         rx: plain_end(&format!("@{}", socket("b")), 2, 1, buffer_bytes)?,
         dst: DST.parse()?,
+        dst_count: 1,
         next_hop: NEXT_HOP,
+        outer: Box::new(|_| vec![]),
+        ask_stages: None,
         keep: Box::new(process),
     })
 }
 
-/// The data directory of one OVS; removed when dropped, after its processes.
+/// Where OVS runs: it makes taps of its bridges, which the machine's own network shall not get.
+const OVS_NETNS: &str = "bwb-ovs";
+
+/// The home of one OVS, and its processes, which end before it goes.
 #[derive(Debug)]
 struct Ovs {
-    _switch: Process,
-    _database: Process,
+    processes: Vec<Process>,
     folder: PathBuf,
+}
+
+impl Ovs {
+    fn home() -> anyhow::Result<Self> {
+        // Of a benchmark that was killed.
+        Netns::named(OVS_NETNS).destroy()?;
+        Netns::create(OVS_NETNS)?;
+        let folder = std::env::temp_dir().join(format!("bowline-bench-ovs-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self { processes: vec![], folder })
+    }
+
+    /// Starts a program in the namespace; `ip` becomes it, so that the process id is its own.
+    fn start(&mut self, program: &str, args: &[String], log: &Path) -> anyhow::Result<i32> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", OVS_NETNS, program]).args(args);
+        command.env("OVS_RUNDIR", &self.folder).env("OVS_DBDIR", &self.folder);
+        let process = Process::spawn(&mut command, log)?;
+        let pid = process.pid()?;
+        // The last started ends first.
+        self.processes.insert(0, process);
+        Ok(pid)
+    }
 }
 
 impl Drop for Ovs {
     fn drop(&mut self) {
+        self.processes.clear();
+        if let Err(error) = Netns::named(OVS_NETNS).destroy() {
+            eprintln!("bowline-bench: {error:#}");
+        }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -105,26 +137,22 @@ impl Drop for Ovs {
 /// # Errors
 /// It does not start or serve.
 pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
-    let folder = std::env::temp_dir().join(format!("bowline-bench-ovs-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
+    let mut ovs = Ovs::home()?;
+    let folder = ovs.folder.clone();
     let at = |name: &str| folder.join(name).display().to_string();
     let schema = "/usr/share/openvswitch/vswitch.ovsschema";
     shell::run(&format!("ovsdb-tool create {} {schema}", at("conf.db")))?;
-    let mut command = Command::new("ovsdb-server");
-    command.args([&at("conf.db"), &format!("--remote=punix:{}", at("db.sock"))]);
-    command.args([&format!("--unixctl={}", at("db.ctl"))]);
-    let database = Process::spawn(&mut command, &logs.join("ovsdb.log"))?;
+    let remote = format!("--remote=punix:{}", at("db.sock"));
+    let args = [at("conf.db"), remote, format!("--unixctl={}", at("db.ctl"))];
+    ovs.start("ovsdb-server", &args, &logs.join("ovsdb.log"))?;
     wait_for_file(&folder.join("db.sock"))?;
     let vsctl = format!("ovs-vsctl --db=unix:{} --timeout=20", at("db.sock"));
     shell::run(&format!("{vsctl} --no-wait init"))?;
     set_dpdk(&vsctl, memory)?;
-    let mut command = Command::new("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk");
-    command.env("OVS_RUNDIR", &folder).env("OVS_DBDIR", &folder);
-    command.args([format!("unix:{}", at("db.sock")), format!("--unixctl={}", at("sw.ctl"))]);
-    let switch = Process::spawn(&mut command, &logs.join("ovs.log"))?;
+    let program = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+    let args = [format!("unix:{}", at("db.sock")), format!("--unixctl={}", at("sw.ctl"))];
+    let pid = ovs.start(program, &args, &logs.join("ovs.log"))?;
     add_ports(&vsctl, &folder)?;
-    let pid = switch.pid()?;
-    let keep = Ovs { _switch: switch, _database: database, folder: folder.clone() };
     // OVS wants two rings from a port to the generator, one for each of its threads.
     let tx = plain_end(&at("a.sock"), 1, 2, 2048)?;
     let rx = plain_end(&at("b.sock"), 2, 2, 2048)?;
@@ -134,8 +162,11 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
         tx,
         rx,
         dst: DST.parse()?,
+        dst_count: 1,
         next_hop: NEXT_HOP,
-        keep: Box::new(keep),
+        outer: Box::new(|_| vec![]),
+        ask_stages: None,
+        keep: Box::new(ovs),
     })
 }
 
@@ -186,54 +217,6 @@ fn wait_for_file(path: &Path) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-/// Namespaces that go when this is dropped.
-#[derive(Debug)]
-struct Namespaces(Vec<Netns>);
-
-impl Drop for Namespaces {
-    fn drop(&mut self) {
-        for netns in &self.0 {
-            if let Err(error) = netns.destroy() {
-                eprintln!("bowline-bench: {error:#}");
-            }
-        }
-    }
-}
-
-/// Two pods on veths into a Linux bridge.
-///
-/// # Errors
-/// A namespace or device cannot be made.
-pub fn bridge() -> anyhow::Result<TcpDevice> {
-    let names = ["bwb-bridge", "bwb-a", "bwb-b"];
-    for name in names {
-        // Of a benchmark that was killed.
-        Netns::named(name).destroy()?;
-    }
-    let made = names.iter().map(|name| Netns::create(name));
-    let made = Namespaces(made.collect::<anyhow::Result<_>>()?);
-    shell::run_all(
-        "ip -n bwb-bridge link add br0 type bridge
-         ip -n bwb-bridge link set br0 up
-         ip -n bwb-bridge link add va type veth peer name eth0 netns bwb-a
-         ip -n bwb-bridge link add vb type veth peer name eth0 netns bwb-b
-         ip -n bwb-bridge link set va master br0 up
-         ip -n bwb-bridge link set vb master br0 up
-         ip -n bwb-a addr add 10.0.0.1/24 dev eth0
-         ip -n bwb-b addr add 10.0.0.2/24 dev eth0
-         ip -n bwb-a link set eth0 up
-         ip -n bwb-b link set eth0 up",
-    )?;
-    Ok(TcpDevice {
-        name: "veth-bridge".into(),
-        pids: vec![],
-        from: Netns::named(names[1]),
-        to: Netns::named(names[2]),
-        dst: DST.parse()?,
-        keep: Box::new(made),
-    })
 }
 
 /// Hugepages reserved for a benchmark; given back when dropped.

@@ -39,8 +39,13 @@ fn group(out: &mut String, case: &Case, top: f64) -> f64 {
         .chain(case.peers.iter().map(|(name, series)| (name.as_str(), series)))
         .collect();
     let longest = all.iter().map(|(_, s)| s.max).fold(1e-9, f64::max);
-    let size =
-        if case.size_bytes == 0 { String::new() } else { format!(", {} B", case.size_bytes) };
+    let mut size = String::new();
+    if case.size_bytes > 0 {
+        let _ = write!(size, ", {} B", case.size_bytes);
+    }
+    if case.flows > 1 {
+        let _ = write!(size, ", {} flows", case.flows);
+    }
     let mut y = top;
     let _ = writeln!(
         out,
@@ -65,10 +70,10 @@ fn bar(
 ) {
     let x = |value: f64| LEFT + WIDTH * value / longest;
     let middle = y + BAR / 2.0;
-    let text = if unit == "pps" {
-        format!("{:.2} Mpps", series.median / 1e6)
-    } else {
-        format!("{:.2} Gb/s", series.median / 1e9)
+    let text = match unit {
+        "pps" => format!("{:.2} Mpps", series.median / 1e6),
+        "bps" => format!("{:.2} Gb/s", series.median / 1e9),
+        _ => format!("{:.2} µs", series.median / 1e3),
     };
     let _ = writeln!(
         out,
@@ -94,12 +99,13 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Sample;
+    use crate::candidate::Load;
+    use crate::report::{Metric, Sample};
     use std::collections::BTreeMap;
 
     #[test]
     fn every_candidate_has_a_bar() {
-        let sample = |value| vec![Sample { value, loss_ratio: 0.0 }];
+        let sample = |rate| vec![Sample { rate, ..Sample::default() }];
         let samples = BTreeMap::from([
             (crate::OURS.to_owned(), sample(2e6)),
             ("a<b".to_owned(), sample(1e6)),
@@ -111,7 +117,7 @@ mod tests {
             kernel: "k".into(),
             hugepages_free: 0,
         };
-        let cases = vec![Case::of("c", 64, 1, "pps", &samples)];
+        let cases = vec![Case::of("c", Load::of(64), Metric::Pps, &samples)];
         let text = svg(&Report { machine, commit: "abc".into(), cases });
         assert_eq!(text.matches("<rect x=").count(), 2);
         assert!(

@@ -1,5 +1,6 @@
 //! What is measured, and how it is written down.
 
+use crate::candidate::Load;
 use anyhow::Context;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,19 +22,56 @@ pub struct Series {
 }
 
 /// One candidate's result in one run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
-    /// In the case's unit.
-    pub value: f64,
+    /// Frames or bits per second.
+    pub rate: f64,
     /// Share of frames lost.
     pub loss_ratio: f64,
+    /// Median latency.
+    pub p50_ns: u64,
+    /// Latency that 99 of 100 frames keep.
+    pub p99_ns: u64,
+}
+
+/// Which figure of a sample a case is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// Frames per second.
+    Pps,
+    /// Bits per second.
+    Bps,
+    /// Median latency: less is better.
+    P50,
+    /// 99 % latency: less is better.
+    P99,
+}
+
+impl Metric {
+    /// The unit in the report.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Pps => "pps",
+            Self::Bps => "bps",
+            Self::P50 | Self::P99 => "ns",
+        }
+    }
+
+    fn of(self, sample: &Sample) -> f64 {
+        match self {
+            Self::Pps | Self::Bps => sample.rate,
+            Self::P50 => sample.p50_ns as f64,
+            Self::P99 => sample.p99_ns as f64,
+        }
+    }
 }
 
 impl Series {
     /// Of these runs.
     #[must_use]
-    pub fn of(samples: &[Sample]) -> Self {
-        let runs: Vec<f64> = samples.iter().map(|s| s.value).collect();
+    pub fn of(samples: &[Sample], metric: Metric) -> Self {
+        let runs: Vec<f64> = samples.iter().map(|s| metric.of(s)).collect();
         Self {
             median: median(runs.clone()),
             min: runs.iter().copied().fold(f64::INFINITY, f64::min),
@@ -62,7 +100,7 @@ pub struct Case {
     pub size_bytes: usize,
     /// Flows.
     pub flows: u16,
-    /// `pps` or `bps`.
+    /// `pps`, `bps`, or `ns`, of which less is better.
     pub unit: &'static str,
     /// Bowline.
     pub ours: Series,
@@ -70,6 +108,9 @@ pub struct Case {
     pub peers: BTreeMap<String, Series>,
     /// Our median by theirs.
     pub ratio: BTreeMap<String, f64>,
+    /// Our cycles per packet, by part of the worker's turn.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages: BTreeMap<String, f64>,
 }
 
 impl Case {
@@ -77,17 +118,19 @@ impl Case {
     #[must_use]
     pub fn of(
         case: &str,
-        size_bytes: usize,
-        flows: u16,
-        unit: &'static str,
+        load: Load,
+        metric: Metric,
         samples: &BTreeMap<String, Vec<Sample>>,
     ) -> Self {
-        let mut peers: BTreeMap<String, Series> =
-            samples.iter().map(|(name, runs)| (name.clone(), Series::of(runs))).collect();
+        let series =
+            |(name, runs): (&String, &Vec<Sample>)| (name.clone(), Series::of(runs, metric));
+        let mut peers: BTreeMap<String, Series> = samples.iter().map(series).collect();
         let ours = peers.remove(crate::OURS).unwrap_or_default();
         let by = |peer: &Series| if peer.median > 0.0 { ours.median / peer.median } else { 0.0 };
         let ratio = peers.iter().map(|(name, series)| (name.clone(), by(series))).collect();
-        Self { case: case.into(), size_bytes, flows, unit, ours, peers, ratio }
+        let (size_bytes, flows, unit) = (load.size, load.flows, metric.unit());
+        let stages = BTreeMap::new();
+        Self { case: case.into(), size_bytes, flows, unit, ours, peers, ratio, stages }
     }
 }
 
@@ -162,14 +205,16 @@ mod tests {
 
     #[test]
     fn medians_and_ratios() {
-        let sample = |value| Sample { value, loss_ratio: 0.0 };
+        let sample = |rate| Sample { rate, p99_ns: 7, ..Sample::default() };
         let mut samples = BTreeMap::new();
         samples.insert(crate::OURS.to_owned(), vec![sample(3.0), sample(9.0), sample(6.0)]);
         samples.insert("peer".to_owned(), vec![sample(2.0), sample(4.0)]);
-        let case = Case::of("x", 64, 1, "pps", &samples);
+        let case = Case::of("x", Load::of(64), Metric::Pps, &samples);
         assert_eq!((case.ours.median, case.ours.min, case.ours.max), (6.0, 3.0, 9.0));
         assert_eq!(case.peers["peer"].median, 3.0);
         assert_eq!(case.ratio["peer"], 2.0);
-        assert_eq!(Series::of(&[]).median, 0.0);
+        assert_eq!(Series::of(&[], Metric::Pps).median, 0.0);
+        let slowness = Case::of("x", Load::of(64), Metric::P99, &samples);
+        assert_eq!((slowness.ours.median, slowness.ratio["peer"], slowness.unit), (7.0, 1.0, "ns"));
     }
 }

@@ -30,7 +30,7 @@ use dataplane::table::{
 use dataplane::worker::{Command, Polling, Worker, setup};
 use memif::{
     Address, Answer, ClientConfig, Connection, Connector, Listener, Notifier, Offer, Progress,
-    RxBurst, RxQueue, TxQueue,
+    RxBurst, RxQueue, TxQueue, TxSegs,
 };
 use wire::Mac;
 
@@ -60,6 +60,7 @@ struct Pods {
     template: Vec<u8>,
     tx: TxQueue,
     rx: RxQueue,
+    places: TxSegs,
     burst: RxBurst,
     buffer: Vec<u8>,
     sum: u64,
@@ -85,15 +86,27 @@ impl Pods {
         }
         let (burst, buffer) = (RxBurst::new(256), vec![0; 16 << 10]);
         let template = frame(bytes);
-        Self { bytes, template, tx, rx, burst, buffer, sum: 0, servers, _connections: connections }
+        let (places, sum) = (TxSegs::new(), 0);
+        Self {
+            bytes,
+            template,
+            tx,
+            rx,
+            places,
+            burst,
+            buffer,
+            sum,
+            servers,
+            _connections: connections,
+        }
     }
 
     /// Sends up to `count` frames, touching every byte.
     fn send(&mut self, count: usize) {
-        for _ in 0..count {
-            if !self.tx.send(&self.template).expect("honest") {
-                break;
-            }
+        let lengths = (0..count).map(|_| self.template.len() as u32);
+        self.tx.reserve_run(lengths, &mut self.places).expect("honest");
+        for place in self.places.as_slice() {
+            assert!(self.tx.write_to(place, &self.template), "reserved for it");
         }
         self.tx.publish();
     }

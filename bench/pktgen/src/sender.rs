@@ -1,7 +1,7 @@
 //! Flows, sizes and rate of what is sent.
 
 use crate::packet::{Mark, Stream, Template};
-use memif::{TxQueue, Violation};
+use memif::{MAX_TX_SEGS, TxQueue, TxSegs, Violation};
 use serde::Serialize;
 
 /// What to send.
@@ -49,6 +49,7 @@ pub struct Sender {
     stream_id: u16,
     /// The body is tagged in frames whose number has none of these bits.
     untagged_mask: u32,
+    places: TxSegs,
     sent: Sent,
 }
 
@@ -78,6 +79,7 @@ impl Sender {
             dst_count: traffic.dst_count.max(1),
             stream_id: traffic.stream.id,
             untagged_mask: 0,
+            places: TxSegs::new(),
             sent: Sent::default(),
         })
     }
@@ -123,34 +125,58 @@ impl Sender {
         max_frames: usize,
         now_ns: u64,
     ) -> Result<usize, Violation> {
-        let queues = self.lanes.len();
-        let lane = &mut self.lanes[index];
-        for n in 0..max_frames {
-            let flow = (index + lane.turn * queues) as u16;
-            let seq = lane.seqs[lane.turn];
-            let template = &mut self.templates[self.next_template];
-            let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
-            let mark = Mark { flow, seq, time_ns: now_ns, port_offset: flow, dst_offset };
-            let frame = if seq & self.untagged_mask == 0 {
-                template.mark(mark)
-            } else {
-                template.mark_header(mark)
-            };
-            if !queue.send(frame)? {
-                self.sent.ring_full += 1;
-                return Ok(n);
+        let (mut put, templates) = (0, self.templates.len());
+        while put < max_frames {
+            let wanted = (max_frames - put).min(MAX_TX_SEGS);
+            let template =
+                |n| if templates == 1 { 0 } else { (self.next_template + n) % templates };
+            let lengths = (0..wanted).map(|n| self.templates[template(n)].frame_bytes() as u32);
+            let reserved = queue.reserve_run(lengths, &mut self.places)?;
+            for n in 0..reserved {
+                let place = self.places.as_slice()[n];
+                let written = queue.write_to(&place, self.mark_next(index, now_ns));
+                debug_assert!(written, "reserved for this frame");
+                self.advance(index);
             }
-            self.sent.frames += 1;
-            self.sent.bytes += frame.len() as u64;
-            lane.seqs[lane.turn] = seq.wrapping_add(1);
-            lane.turn = if lane.turn + 1 == lane.seqs.len() { 0 } else { lane.turn + 1 };
-            self.next_template = if self.next_template + 1 == self.templates.len() {
-                0
-            } else {
-                self.next_template + 1
-            };
+            put += reserved;
+            // A frame of several slots, or no room.
+            if reserved < wanted {
+                if !queue.send(self.mark_next(index, now_ns))? {
+                    self.sent.ring_full += 1;
+                    break;
+                }
+                self.advance(index);
+                put += 1;
+            }
         }
-        Ok(max_frames)
+        Ok(put)
+    }
+
+    /// The next frame of a queue.
+    #[inline]
+    fn mark_next(&mut self, index: usize, time_ns: u64) -> &[u8] {
+        let lane = &self.lanes[index];
+        let flow = (index + lane.turn * self.lanes.len()) as u16;
+        let seq = lane.seqs[lane.turn];
+        let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
+        let mark = Mark { flow, seq, time_ns, port_offset: flow, dst_offset };
+        let template = &mut self.templates[self.next_template];
+        match seq & self.untagged_mask {
+            0 => template.mark(mark),
+            _ => template.mark_header(mark),
+        }
+    }
+
+    /// That frame is in the ring.
+    #[inline]
+    fn advance(&mut self, index: usize) {
+        let lane = &mut self.lanes[index];
+        self.sent.frames += 1;
+        self.sent.bytes += self.templates[self.next_template].frame_bytes() as u64;
+        lane.seqs[lane.turn] = lane.seqs[lane.turn].wrapping_add(1);
+        lane.turn = if lane.turn + 1 == lane.seqs.len() { 0 } else { lane.turn + 1 };
+        let next = self.next_template + 1;
+        self.next_template = if next == self.templates.len() { 0 } else { next };
     }
 }
 

@@ -83,15 +83,15 @@ pub struct KernelVxlan {
 /// A namespace or device cannot be made.
 pub fn vxlan() -> anyhow::Result<KernelVxlan> {
     let made = Namespaces::create(&["bwb-n1", "bwb-n2", "bwb-p1", "bwb-p2"])?;
-    shell::run("ip -n bwb-n1 link add up type veth peer name up netns bwb-n2")?;
+    shell::run("ip -n bwb-n1 link add fabric0 type veth peer name fabric0 netns bwb-n2")?;
     for (own, other) in [(1, 2), (2, 1)] {
         shell::run_all(&format!(
-            "ip -n bwb-n{own} addr add 192.0.2.{own}/24 dev up
-             ip -n bwb-n{own} link set up up
+            "ip -n bwb-n{own} addr add 192.0.2.{own}/24 dev fabric0
+             ip -n bwb-n{own} link set fabric0 up
              ip -n bwb-n{own} link add br0 type bridge
              ip -n bwb-n{own} link set br0 up
              ip -n bwb-n{own} link add vx type vxlan id 56 dstport 4789 \
-                local 192.0.2.{own} remote 192.0.2.{other} dev up
+                local 192.0.2.{own} remote 192.0.2.{other} dev fabric0
              ip -n bwb-n{own} link set vx master br0 up
              ip -n bwb-n{own} link add pod type veth peer name eth0 netns bwb-p{own}
              ip -n bwb-n{own} link set pod master br0 up
@@ -102,7 +102,7 @@ pub fn vxlan() -> anyhow::Result<KernelVxlan> {
     let (from, to) = (Netns::named("bwb-p1"), Netns::named("bwb-p2"));
     // Both cores work, as they do for Bowline: the far node's half goes to the device's core.
     shell::run(&format!(
-        "ip netns exec bwb-n2 sh -c 'echo {:x} > /sys/class/net/up/queues/rx-0/rps_cpus'",
+        "ip netns exec bwb-n2 sh -c 'echo {:x} > /sys/class/net/fabric0/queues/rx-0/rps_cpus'",
         1 << DEVICE_CPU
     ))?;
     Ok(KernelVxlan { from, to, _made: made })

@@ -7,6 +7,8 @@ use crate::sys::cycles;
 
 /// One burst in so many is measured, so that the reading of clocks does not show.
 const EVERY_BURSTS: u32 = 256;
+/// A burst that took longer than about a millisecond was interrupted by another thread.
+const LONGEST_CYCLES: u64 = 1 << 22;
 
 /// A part of a turn, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,9 @@ impl StageClock {
             return;
         }
         self.wait = EVERY_BURSTS - 1;
+        if self.cycles.iter().sum::<u64>() > LONGEST_CYCLES {
+            return;
+        }
         bump(&sums.packets, packets as u64);
         for (sum, cycles) in sums.cycles.iter().zip(self.cycles) {
             bump(sum, cycles);

@@ -371,6 +371,20 @@ impl TxQueue {
         Ok(true)
     }
 
+    /// Copies a frame to where [`reserve_run`](Self::reserve_run) said; false when it is not as long
+    /// as the place, or the place is not one of this connection.
+    #[inline]
+    #[must_use]
+    pub fn write_to(&self, place: &SegMut, frame: &[u8]) -> bool {
+        let fits = frame.len() == place.len() && self.regions.contains(place.pointer, place.len());
+        if fits {
+            // SAFETY: the place lies in a region that this queue keeps mapped; the source is a slice
+            // of that length outside of it.
+            unsafe { place.pointer.copy_from_nonoverlapping(frame.as_ptr(), frame.len()) };
+        }
+        fits
+    }
+
     /// Publishes what was sent and signals the peer if it wants that.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use bowline_demo::lab::netns::Netns;
 use bowline_demo::lab::shell;
 use bowline_pktgen::port::pin;
 use std::net::UdpSocket;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Ethernet, IPv4 and UDP headers of a frame.
@@ -101,10 +102,10 @@ pub fn vxlan() -> anyhow::Result<KernelVxlan> {
     }
     let (from, to) = (Netns::named("bwb-p1"), Netns::named("bwb-p2"));
     // Both cores work, as they do for Bowline: the far node's half goes to the device's core.
-    shell::run(&format!(
-        "ip netns exec bwb-n2 sh -c 'echo {:x} > /sys/class/net/fabric0/queues/rx-0/rps_cpus'",
-        1 << DEVICE_CPU
-    ))?;
+    let rps = "/sys/class/net/fabric0/queues/rx-0/rps_cpus";
+    let echo = format!("echo {:x} > {rps}", 1 << DEVICE_CPU);
+    let status = Command::new("ip").args(["netns", "exec", "bwb-n2", "sh", "-c", &echo]).status();
+    anyhow::ensure!(status?.success(), "writing {rps} failed");
     Ok(KernelVxlan { from, to, _made: made })
 }
 

@@ -75,6 +75,9 @@ fn signal_all(pids: &[i32], signal: Signal) {
     }
 }
 
+/// Asks a device for the cycles per packet of each part of its work.
+pub type AskStages = Box<dyn Fn() -> anyhow::Result<BTreeMap<String, f64>>>;
+
 /// A device between two memifs. Dropping it ends its processes.
 pub struct MemifDevice {
     /// Its name in the report.
@@ -94,7 +97,7 @@ pub struct MemifDevice {
     /// What the generator puts in front of its frames of a size: the headers of a tunnel.
     pub outer: Box<dyn Fn(usize) -> Vec<u8>>,
     /// Asks for the cycles of its stages.
-    pub ask_stages: Option<Box<dyn Fn() -> anyhow::Result<BTreeMap<String, f64>>>>,
+    pub ask_stages: Option<AskStages>,
     /// What keeps the processes alive.
     pub keep: Box<dyn Any>,
 }

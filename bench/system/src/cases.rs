@@ -117,9 +117,10 @@ fn jumbo(place: &Place) -> Spec {
 /// Only one of our labs can stand at a time, so one network and a thousand are two cases, each
 /// beside testpmd: compare the two ratios.
 fn networks(place: &Place, crowd: bool) -> Spec {
-    let name = match crowd {
-        false => "memif-route-memif-1-network-100-routes",
-        true => "memif-route-memif-1000-networks-100-routes",
+    let name = if crowd {
+        "memif-route-memif-1000-networks-100-routes"
+    } else {
+        "memif-route-memif-1-network-100-routes"
     };
     Spec::new(name, Pps, vec![Load { flows: 100, ..Load::of(64) }])
         .with(OURS, here(place, move |logs| ours::networks(crowd, SMALL, logs)))

@@ -141,7 +141,8 @@ fn show(mut look: Look, rows: usize, json: bool) -> anyhow::Result<()> {
         if !worker.cycles.is_empty() {
             let parts = worker.cycles.iter().map(|(stage, cycles)| format!("{stage} {cycles:.0}"));
             let parts = parts.collect::<Vec<_>>().join(", ");
-            text.push_str(&format!("  cycles per packet: {parts}\n"));
+            let line = format!("  cycles per packet: {parts}\n");
+            text.push_str(&line);
         }
     }
     text.push('\n');

@@ -1,6 +1,6 @@
 //! Bowline on a real two-node Kubernetes, installed from its chart as the only CNI. One cluster for
 //! all cases, in this order; `cargo test -p bowline-e2e --test cluster -- WORD` runs those whose
-//! name holds WORD. `KEEP=1` leaves the cluster running.
+//! name holds WORD. `KEEP=1` leaves the cluster running, and takes one that runs.
 
 mod chart;
 mod deaths;
@@ -49,12 +49,13 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let wanted =
         |case: &&Case| words.is_empty() || words.iter().any(|w| case.0.contains(w.as_str()));
-    let cluster = Cluster::named("bowline-test");
+    let cluster =
+        Cluster::named(&std::env::var("BOWLINE_CLUSTER").unwrap_or("bowline-test".into()));
     let mut failed = Vec::new();
     run(&cluster, BEFORE.iter().filter(wanted), &mut failed);
     let inside: Vec<&Case> = INSIDE.iter().filter(wanted).collect();
     if !inside.is_empty() {
-        match cluster.run("cluster.sh", &["installed"]) {
+        match start(&cluster) {
             Ok(_) => run(&cluster, inside.into_iter(), &mut failed),
             Err(error) => {
                 println!("{error:#}");
@@ -64,7 +65,7 @@ fn main() {
         if !failed.is_empty() {
             println!("{}", state(&cluster));
         }
-        if std::env::var_os("KEEP").is_none() {
+        if !keep() {
             cluster.run("down.sh", &[]).expect("the cluster's remains can be removed");
         }
     }
@@ -73,6 +74,17 @@ fn main() {
         std::process::exit(1);
     }
     println!("\ntest result: ok.");
+}
+
+fn keep() -> bool {
+    std::env::var_os("KEEP").is_some()
+}
+
+fn start(cluster: &Cluster) -> anyhow::Result<()> {
+    if keep() && cluster.kubectl("get nodes").is_ok() {
+        return Ok(());
+    }
+    cluster.run("cluster.sh", &["installed"]).map(drop)
 }
 
 fn run<'a>(

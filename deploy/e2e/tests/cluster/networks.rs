@@ -90,7 +90,7 @@ spec: {subnet: 172.20.0.0/24, gateway: 172.20.0.1, ips: [172.20.0.10-172.20.0.19
     let call = |verb: &str, netns: &str| {
         format!(
             "CNI_COMMAND={verb} CNI_CONTAINERID=test-{netns} CNI_NETNS=/run/netns/{netns} CNI_IFNAME=net1 \
-             CNI_PATH=/opt/cni/bin CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME={netns};K8S_POD_UID=uid-{netns}' \
+             CNI_PATH=/opt/cni/bin CNI_ARGS='IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={netns};K8S_POD_UID=uid-{netns}' \
              /opt/cni/bin/macvlan <<'J'\n{config}\nJ"
         )
     };

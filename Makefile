@@ -24,7 +24,8 @@ test: test-code mutants ## Format, lints, all tests, mutants, then the demo over
 
 # Tests that push real traffic take the optimised data plane.
 test-code: ## Format, lints and all tests
-	@$(DEPS) build test
+	@$(DEPS) build test kube
+	deploy/e2e/build.sh conformance
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --release --workspace

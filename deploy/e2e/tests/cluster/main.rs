@@ -112,7 +112,7 @@ fn state(cluster: &Cluster) -> String {
         "get nodes,pods -A -o wide",
         "get networks,nodestates,addressblocks,spiderippools",
         "get events -A --field-selector type=Warning",
-        "-n bowline-system logs -l app.kubernetes.io/component=agent --tail=40",
+        "-n bowline-system logs -l app.kubernetes.io/component=agent --tail=15",
         "-n bowline-system logs -l app.kubernetes.io/component=controller --tail=20",
     ];
     let look = |words: &&str| {

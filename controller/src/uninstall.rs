@@ -1,5 +1,8 @@
-//! The way out: webhooks and finalizers go, so that `helm uninstall` and the deletion of the
+//! The way out: agents, webhooks and finalizers go, so that `helm uninstall` and the deletion of the
 //! definitions wait for nobody. Objects and their addresses stay as they are.
+//!
+//! Agents clean their nodes up when they are stopped for good, and ask the API server whether they
+//! are: that must happen before the chart takes their rights away.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +11,10 @@ use bowline_kube::{ApiStore, remove_taint};
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use multinet::store::{Store, StoreError};
 use multinet::types::core::{NetworkAttachmentDefinition, Node};
@@ -30,6 +34,12 @@ const TAINT: &str = "bowline.dev/not-ready";
 const STOPPED_WITHIN: Duration = Duration::from_secs(20);
 /// Lost races for one object before giving up: nobody else should write any more.
 const ATTEMPTS: usize = 20;
+/// The agents' DaemonSet, as the chart calls it.
+const AGENTS: &str = "bowline-agent";
+/// How long agents may take to clean up; one whose node is away never ends.
+const AGENTS_WITHIN: Duration = Duration::from_secs(40);
+/// Between two looks at their pods.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Deletes the webhook configurations and takes Bowline's finalizers away.
 ///
@@ -41,6 +51,7 @@ pub async fn run(client: Client, names: &Names) -> anyhow::Result<()> {
     delete::<ValidatingWebhookConfiguration>(&client, name).await?;
     delete::<MutatingWebhookConfiguration>(&client, name).await?;
     stop_leader(&client, &names.namespace).await?;
+    stop_agents(&client, &names.namespace).await?;
     let store = ApiStore::new(client.clone());
     release::<Network>(&store).await?;
     release::<SpiderIPPool>(&store).await?;
@@ -77,6 +88,27 @@ async fn stop_leader(client: &Client, namespace: &str) -> anyhow::Result<()> {
             Err(error) => tracing::debug!("the Lease cannot be read: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// Deletes the agents' DaemonSet and waits until its pods have ended.
+async fn stop_agents(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let agents = Api::<DaemonSet>::namespaced(client.clone(), namespace);
+    match agents.delete(AGENTS, &DeleteParams::background()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error).context("deleting the agents"),
+    }
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let theirs = ListParams::default().labels("app.kubernetes.io/component=agent");
+    let deadline = Instant::now() + AGENTS_WITHIN;
+    while !pods.list(&theirs).await.context("listing the agents' pods")?.items.is_empty() {
+        if Instant::now() >= deadline {
+            tracing::warn!("agents still run: their nodes may keep the CNI configuration");
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
     Ok(())
 }

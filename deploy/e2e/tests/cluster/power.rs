@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bowline_e2e::{Cluster, eventually, text};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// After power cut and reboot the node's pods run again, no two of them share an address, and every
 /// address that is held has its pod.

@@ -1,4 +1,5 @@
 //! What a running Spiderpool has given becomes claims; what cannot be told is left out and said.
+#![allow(clippy::needless_pass_by_value, reason = "values are written where they are used")]
 #![allow(missing_docs, reason = "a test has no users")]
 
 mod common;

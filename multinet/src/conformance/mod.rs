@@ -1,7 +1,18 @@
 //! What every store must do, as a test that any store can be put through. Compiled with the feature
 //! `conformance` only.
 //!
-//! The judge reads stored objects and claims; it does not look at how claims are decided.
+//! | file | holds |
+//! |---|---|
+//! | `mod` | compare-and-swap as such; a few agents at once |
+//! | `life` | every write of a few pods' lives lost, before and after it is done |
+//! | `crowd` | a hundred agents, as many pods as addresses |
+//! | `watched` | a store that writes down and loses writes |
+//! | `judge` | what may happen to addresses: JSON alone, nothing of this crate |
+
+mod crowd;
+mod judge;
+mod life;
+mod watched;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -14,6 +25,8 @@ use crate::rules::{Binding, ReuseDelay, Strategy, validate_block};
 use crate::store::{Store, StoreError};
 use crate::types::block::{AddressBlock, EntryState, NETWORK_LABEL, Owner};
 use crate::types::meta::LabelSelector;
+
+pub use crowd::{Crowd, crowd};
 
 /// Runs one future to its end, as the store's users do.
 pub type BlockOn<'a> = &'a (dyn Fn(Pin<Box<dyn Future<Output = ()> + Send + '_>>) + Sync);
@@ -29,6 +42,18 @@ const NETWORK: &str = "conformance";
 pub fn check<S: Store>(open: impl Fn() -> S + Sync, block_on: BlockOn<'_>) {
     compare_and_swap(&open, block_on);
     concurrent_claims(&open, block_on);
+    life::lost_writes(&open, block_on);
+}
+
+/// A pool of one range.
+fn candidate(family: Family, range: &str) -> Candidate {
+    Candidate {
+        pool: "pool".into(),
+        addresses: AddressSet::parse(family, &[range.to_string()]).expect("a range"),
+        strategy: Strategy::Lowest,
+        reuse_delay: ReuseDelay::default(),
+        binding: Binding::Auto,
+    }
 }
 
 fn block(start: [u8; 4]) -> AddressBlock {
@@ -162,14 +187,7 @@ fn release_all<S: Store>(
 
 fn request(thread: usize, pod: usize, round: usize) -> Request {
     let born = if pod < PODS / 2 { 0 } else { round };
-    let addresses: Vec<String> = vec![format!("10.0.0.10-10.0.0.{}", 9 + THREADS * PODS)];
-    let candidate = Candidate {
-        pool: "pool".into(),
-        addresses: AddressSet::parse(Family::V4, &addresses).expect("a range"),
-        strategy: Strategy::Lowest,
-        reuse_delay: ReuseDelay::default(),
-        binding: Binding::Auto,
-    };
+    let candidate = candidate(Family::V4, &format!("10.0.0.10-10.0.0.{}", 9 + THREADS * PODS));
     let name = format!("pod-{thread}-{pod}-{born}");
     Request {
         owner: Owner::Pod { namespace: "ns".into(), uid: format!("uid-{name}"), name },
@@ -205,19 +223,4 @@ fn held<S: Store>(store: &S, block_on: BlockOn<'_>) -> (BTreeSet<IpAddr>, Vec<St
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::task::{Context, Poll, Waker};
-
-    use super::*;
-    use crate::memory::MemoryStore;
-
-    #[test]
-    fn the_memory_store_conforms() {
-        let store = Arc::new(MemoryStore::new());
-        check(|| store.clone(), &|mut future| {
-            let mut context = Context::from_waker(Waker::noop());
-            assert_eq!(future.as_mut().poll(&mut context), Poll::Ready(()));
-        });
-    }
-}
+mod tests;

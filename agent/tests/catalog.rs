@@ -12,6 +12,7 @@ use common::dataplane::FakeDataplane;
 use common::{Agent, Netns, Pod, TWO_NETWORKS, eventually, held, write};
 use multinet::ipam;
 use multinet::store::{Store, StoreError};
+use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
 use multinet::types::network::{Network, NetworkSpec};
 
 const BLUE: &str = "apiVersion: bowline.dev/v1alpha1
@@ -113,6 +114,72 @@ fn of_two_definitions_the_one_in_force_stays() {
     let snapshot = catalog.look_settled().unwrap();
     assert_eq!(vni(&catalog, "blue"), Some(56));
     assert!(snapshot.problems()[0].to_string().contains("z.yaml"), "{}", snapshot.problems()[0]);
+}
+
+#[test]
+fn a_networks_realm_does_not_change_under_its_pods() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "blue.yaml", BLUE);
+    let catalog = catalog(dir.path());
+    catalog.look_settled().unwrap();
+    let mut block = AddressBlock::around("blue", "10.7.0.2".parse().unwrap());
+    block.put(Entry {
+        address: "10.7.0.2".parse().unwrap(),
+        state: EntryState::Allocated,
+        owner: Some(Owner::Node { name: "n1".into() }),
+        interface: "bowline0".into(),
+        pool: "blue-v4".into(),
+        sandbox_id: String::new(),
+        node: "n1".into(),
+        since_ms: 1,
+        until_ms: None,
+        reason: String::new(),
+    });
+    let block = block_on(catalog.directory().create(&block)).unwrap();
+    let more = "  physicalNetwork: dc2\n";
+    for (changed, line, field) in [
+        (BLUE.replace("56", "57"), 6, "spec.vni"),
+        (format!("{BLUE}{more}"), 8, "spec.physicalNetwork"),
+    ] {
+        write(dir.path(), "blue.yaml", &changed);
+        // It is said as long as it is so, not once.
+        for _ in 0..2 {
+            let snapshot = catalog.look_settled().unwrap();
+            let [problem] = snapshot.problems() else { panic!("{:?}", snapshot.problems()) };
+            assert_eq!((problem.line, problem.field.as_str()), (line, field), "{problem}");
+            assert_eq!(problem.object, "Network blue");
+            assert!(problem.file.ends_with("blue.yaml"), "{problem}");
+            assert!(problem.message.contains("stays in force"), "{problem}");
+            let blue = snapshot.get::<Network>(None, "blue").unwrap();
+            assert_eq!(blue.spec.vni, Some(56));
+            assert_ne!(blue.spec.physical_network, "dc2");
+        }
+    }
+    // What does not make the realm may change.
+    write(dir.path(), "blue.yaml", &format!("{BLUE}  mtu: 1400\n"));
+    let snapshot = catalog.look_settled().unwrap();
+    assert_eq!(snapshot.problems(), []);
+    assert_eq!(snapshot.get::<Network>(None, "blue").unwrap().spec.mtu, 1400);
+    // Without pods everything may.
+    write(dir.path(), "blue.yaml", &BLUE.replace("56", "57"));
+    assert_eq!(vni_after_look(&catalog), Some(56));
+    block_on(catalog.directory().delete(&block)).unwrap();
+    assert_eq!(vni_after_look(&catalog), Some(57));
+}
+
+fn vni_after_look(catalog: &Arc<Catalog>) -> Option<u32> {
+    catalog.look_settled().unwrap().get::<Network>(None, "blue")?.spec.vni
+}
+
+#[test]
+fn a_network_without_vni_is_refused_by_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "blue.yaml", &BLUE.replace("  vni: 56\n", ""));
+    let snapshot = catalog(dir.path()).look_settled().unwrap();
+    let [problem] = snapshot.problems() else { panic!("{:?}", snapshot.problems()) };
+    assert_eq!((problem.line, problem.field.as_str()), (5, "spec.vni"), "{problem}");
+    assert!(problem.message.contains("write a number"), "{problem}");
+    assert!(snapshot.get::<Network>(None, "blue").is_none());
 }
 
 #[test]

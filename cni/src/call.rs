@@ -52,6 +52,8 @@ impl Environment {
 pub enum Step {
     /// Print this and leave with success.
     Print(Value),
+    /// There is nothing to do: leave with success.
+    Nothing,
     /// Ask the agent.
     Ask(Box<Ask>),
 }
@@ -100,13 +102,18 @@ pub fn prepare(environment: &Environment, stdin: &[u8]) -> Result<Step, CniError
     };
     let config = read_config(stdin)?;
     check_environment(environment, command)?;
+    let mode = mode(environment, &config);
+    // Devices of the node stay for the next pod: only ADD has something to do.
+    if mode == CallMode::Ifacer && command != Command::Add {
+        return Ok(Step::Nothing);
+    }
     let ask = Ask {
         socket: path_or(&config.agent_socket, rpc::DEFAULT_SOCKET, "agentSocket")?,
         state_dir: path_or(&config.state_dir, rpc::DEFAULT_STATE_DIR, "stateDir")?,
         request: Request {
             version: rpc::VERSION,
             command,
-            mode: mode(environment, &config),
+            mode,
             container_id: environment.get("CNI_CONTAINERID").into(),
             netns: environment.get("CNI_NETNS").into(),
             ifname: environment.get("CNI_IFNAME").into(),
@@ -118,13 +125,16 @@ pub fn prepare(environment: &Environment, stdin: &[u8]) -> Result<Step, CniError
     Ok(Step::Ask(Box::new(ask)))
 }
 
-/// Called under an IPAM plugin's name, or named as one by the caller's configuration.
+/// By the name that the program is called under, else by the configuration's type. An IPAM plugin is
+/// called with its caller's configuration, so that the program's name goes first.
 fn mode(environment: &Environment, config: &NetConf) -> CallMode {
-    match environment.program.as_str() {
-        "bowline-ipam" | "spiderpool" => CallMode::Ipam,
-        _ if config.kind == "bowline-ipam" => CallMode::Ipam,
-        _ => CallMode::Interface,
-    }
+    let by_name = |name: &str| match name {
+        "bowline-ipam" | "spiderpool" => Some(CallMode::Ipam),
+        "coordinator" => Some(CallMode::Coordinator),
+        "ifacer" => Some(CallMode::Ifacer),
+        _ => None,
+    };
+    by_name(&environment.program).or_else(|| by_name(&config.kind)).unwrap_or_default()
 }
 
 /// VERSION: no call of the agent, so that it works before one runs.

@@ -51,6 +51,7 @@ pub fn run(environment: &Environment, stdin: std::io::Result<&[u8]>) -> Answer {
     let version = error_version(stdin);
     match prepare(environment, stdin) {
         Ok(Step::Print(value)) => Answer::printing(&value),
+        Ok(Step::Nothing) => Answer::nothing(),
         Ok(Step::Ask(call)) => forward(&call, &version),
         Err(error) => Answer::failing(&error, &version),
     }

@@ -88,6 +88,23 @@ pub enum CallMode {
     Interface,
     /// Addresses for another plugin's interface.
     Ipam,
+    /// Routes of a pod, behind the plugin that made its interface.
+    Coordinator,
+    /// Devices of the node, before the plugin that builds on them.
+    Ifacer,
+}
+
+impl CallMode {
+    /// As files on the node name it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CallMode::Interface => "interface",
+            CallMode::Ipam => "ipam",
+            CallMode::Coordinator => "coordinator",
+            CallMode::Ifacer => "ifacer",
+        }
+    }
 }
 
 /// The pod, as CNI_ARGS name it.

@@ -1,8 +1,8 @@
 //! Tombstones: what a DEL leaves behind when the agent is not there. The agent replays them before it
 //! serves the next ADD.
 //!
-//! A file per call under `<stateDir>/tombstones`, named after container and interface, holding the
-//! request. It is written under another name, synced and renamed, so that a reader sees whole files
+//! A file per call under `<stateDir>/tombstones`, named after container, interface and (where it is not
+//! Bowline's own interface) what the call was for, holding the request. It is written under another name, synced and renamed, so that a reader sees whole files
 //! only. Writing it twice is the same as once.
 
 use std::fs::{self, File, OpenOptions};
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::rpc::Request;
+use crate::rpc::{CallMode, Request};
 
 /// Folder below the state directory.
 pub const FOLDER: &str = "tombstones";
@@ -20,7 +20,13 @@ const SUFFIX: &str = ".json";
 /// Where the tombstone of a request lies. Both parts were checked to hold no `/`.
 #[must_use]
 pub fn path_of(state_dir: &Path, request: &Request) -> PathBuf {
-    state_dir.join(FOLDER).join(format!("{}:{}{SUFFIX}", request.container_id, request.ifname))
+    // Several plugins of a chain may be Bowline: each call has its own file.
+    let mode = match request.mode {
+        CallMode::Interface => String::new(),
+        other => format!(":{}", other.as_str()),
+    };
+    let name = format!("{}:{}{mode}{SUFFIX}", request.container_id, request.ifname);
+    state_dir.join(FOLDER).join(name)
 }
 
 /// Leaves a tombstone.

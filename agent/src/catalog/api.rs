@@ -16,6 +16,7 @@ use futures::{Stream, StreamExt};
 use kube::Client;
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{AddressBlock, NETWORK_LABEL};
+use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::{Namespace, Node, Pod, PodSpec};
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
@@ -76,6 +77,7 @@ impl ApiCatalog {
             catalog.start(follow::<Network>(&client, &everything)),
             catalog.start(follow_specs::<SpiderIPPool>(&client, &everything)),
             catalog.start(follow::<SpiderReservedIP>(&client, &everything)),
+            catalog.start(follow::<SpiderCoordinator>(&client, &everything)),
             catalog.start(follow::<NodeState>(&client, &everything)),
             catalog.start(follow::<Node>(&client, &Selection::named(node))),
         ];

@@ -2,8 +2,9 @@
 
 use multinet::rules::{self, Problem};
 use multinet::types::block::AddressBlock;
+use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::{Namespace, Node, Pod};
-use multinet::types::network::Network;
+use multinet::types::network::{Encapsulation, Network};
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 
@@ -11,11 +12,34 @@ use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 pub(crate) trait Checked {
     /// What is wrong with the object; errors refuse it.
     fn check(&self) -> Vec<Problem>;
+
+    /// Fields, with their values, that cannot change while somebody holds addresses of the Network of
+    /// this name.
+    fn fixed_in_use(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 }
 
 impl Checked for Network {
     fn check(&self) -> Vec<Problem> {
-        rules::validate_network(self)
+        let mut problems = rules::validate_network(self);
+        if self.spec.encapsulation == Encapsulation::Vxlan && self.vni().is_none() {
+            // The agents of several nodes share the files and none is before the others.
+            let message = "is missing; without a controller nobody chooses one: write a number \
+                           that no other Network has";
+            problems.push(Problem::error("spec.vni", "", message));
+        }
+        problems
+    }
+
+    fn fixed_in_use(&self) -> Vec<(&'static str, String)> {
+        let vni = self.vni().map(|vni| vni.to_string()).unwrap_or_default();
+        vec![
+            ("spec.encapsulation", format!("{:?}", self.spec.encapsulation)),
+            ("spec.vni", vni),
+            ("spec.vlanID", self.spec.vlan_id.map(|id| id.to_string()).unwrap_or_default()),
+            ("spec.physicalNetwork", self.spec.physical_network.clone()),
+        ]
     }
 }
 
@@ -30,6 +54,12 @@ impl Checked for SpiderReservedIP {
         let mut problems = Vec::new();
         rules::check_reserved(self, &mut problems);
         problems
+    }
+}
+
+impl Checked for SpiderCoordinator {
+    fn check(&self) -> Vec<Problem> {
+        rules::validate_coordinator(self)
     }
 }
 

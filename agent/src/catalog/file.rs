@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use multinet::types::block::AddressBlock;
+use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::{Namespace, Node, Pod};
 use multinet::types::meta::{ObjectMeta, Resource};
 use multinet::types::network::Network;
@@ -78,6 +79,16 @@ impl fmt::Display for Key {
 pub(crate) struct Document {
     pub(crate) key: Key,
     pub(crate) object: AnyObject,
+    /// What cannot change while the object is in use.
+    pub(crate) fixed: Vec<Fixed>,
+}
+
+/// A field that cannot change while its object is in use.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixed {
+    pub(crate) field: &'static str,
+    pub(crate) value: String,
+    pub(crate) line: usize,
 }
 
 /// A document that cannot be used, or a field of it that deserves a word.
@@ -314,10 +325,11 @@ const fn entry<R: Resource + check::Checked>() -> KindEntry {
     KindEntry { kind: R::KIND, api_version: R::API_VERSION, read: read_as::<R> }
 }
 
-static KINDS: [KindEntry; 8] = [
+static KINDS: [KindEntry; 9] = [
     entry::<Network>(),
     entry::<SpiderIPPool>(),
     entry::<SpiderReservedIP>(),
+    entry::<SpiderCoordinator>(),
     entry::<AddressBlock>(),
     entry::<NodeState>(),
     entry::<Pod>(),
@@ -348,7 +360,9 @@ fn read_as<R: Resource + check::Checked>(
         return Err(problems);
     }
     let key = Key::of::<R>(object.meta());
-    Ok((Document { key, object: Arc::new(object) }, problems))
+    let fixed = object.fixed_in_use().into_iter();
+    let fixed = fixed.map(|(field, value)| Fixed { field, value, line: place.line_of(field) });
+    Ok((Document { key, fixed: fixed.collect(), object: Arc::new(object) }, problems))
 }
 
 fn message_of(problem: &multinet::rules::Problem) -> String {

@@ -3,16 +3,17 @@
 //! A snapshot is immutable; the next one is made from it and from the files as they are now. What a
 //! file held stays in force while the file is bad, and while somebody is still writing it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use multinet::types::block::AddressBlock;
 use multinet::types::meta::Resource;
 
 use super::directory::{Directory, Stamp};
-use super::file::{AnyObject, Document, FileProblem, Key};
+use super::file::{AnyObject, Document, FileProblem, Fixed, Key};
 
 /// A file of people's counts as written completely when nobody has written to it for so long.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -50,8 +51,37 @@ impl Snapshot {
                 next.files.insert(path, held);
             }
         }
+        next.keep_what_is_in_use(self);
         next.index(self);
         Ok(next)
+    }
+
+    /// What makes a Network's realm cannot change under its pods: the Network that is in force stays
+    /// until nobody holds an address of it.
+    fn keep_what_is_in_use(&mut self, before: &Self) {
+        let blocks = self.documents().filter_map(|d| d.object.downcast_ref::<AddressBlock>());
+        let used = blocks.filter(|block| !block.is_idle());
+        let in_use: BTreeSet<String> = used.map(|block| block.spec.network.clone()).collect();
+        let fixed = before.documents().filter(|d| !d.fixed.is_empty());
+        let old: HashMap<&Key, &Document> = fixed.map(|d| (&d.key, d)).collect();
+        for (path, held) in &mut self.files {
+            let mut refused = Vec::new();
+            for new in &mut held.documents {
+                let Some(old) = old.get(&new.key).filter(|_| in_use.contains(&new.key.name)) else {
+                    continue;
+                };
+                let changed = changed_fields(path, new, old);
+                if !changed.is_empty() {
+                    refused.extend(changed);
+                    *new = (*old).clone();
+                }
+            }
+            if !refused.is_empty() {
+                held.problems.extend(refused);
+                // To be read again at the next look: it counts when the pods are gone.
+                held.stamp = None;
+            }
+        }
     }
 
     fn read_file(
@@ -118,6 +148,10 @@ impl Snapshot {
         self.objects = holders.into_iter().map(|(key, (_, object))| (key, object)).collect();
     }
 
+    fn documents(&self) -> impl Iterator<Item = &Document> {
+        self.files.values().flat_map(|held| &held.documents)
+    }
+
     fn holds(&self, path: &Path, key: &Key) -> bool {
         self.files.get(path).is_some_and(|held| held.documents.iter().any(|d| d.key == *key))
     }
@@ -162,6 +196,27 @@ impl Snapshot {
                 key == other_key && Arc::ptr_eq(object, other)
             })
     }
+}
+
+/// A problem for each field that differs and may not.
+fn changed_fields(path: &Path, new: &Document, old: &Document) -> Vec<FileProblem> {
+    let pairs = new.fixed.iter().zip(&old.fixed);
+    let differing = pairs.filter(|(new, old)| new.value != old.value);
+    let text = |value: &str| if value.is_empty() { "nothing".into() } else { value.to_owned() };
+    let problem = |(new_field, old_field): (&Fixed, &Fixed)| FileProblem {
+        file: path.to_owned(),
+        line: new_field.line,
+        object: new.key.to_string(),
+        field: new_field.field.to_owned(),
+        message: format!(
+            "cannot become {} while pods hold addresses of the Network; {} stays in force. Delete \
+             the pods first, or make a new Network",
+            text(&new_field.value),
+            text(&old_field.value),
+        ),
+        refused: true,
+    };
+    differing.map(problem).collect()
 }
 
 fn is_peoples(path: &Path) -> bool {

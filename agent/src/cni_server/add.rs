@@ -33,7 +33,7 @@ use crate::journal::{AttachedInterface, Attachment, AttachmentKey, HostPort, Pha
 use crate::pod::{self, Device, InterfacePlan, MadeInterface, Netns, PodRoute};
 
 /// How long an ADD waits for the first list of a Network's blocks.
-const PREPARE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const PREPARE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What an ADD works on.
 struct Add<'a> {

@@ -76,7 +76,7 @@ impl Claimer<'_> {
                 |ip: &&IpAddr| selection.families.iter().any(|(f, _)| *f == Family::of(**ip));
             if let Some(ip) = wish.ips.iter().find(|ip| !served(ip)) {
                 let message =
-                    format!("is in no pool of Network {network} that serves {}", wish.name);
+                    format!("is in no pool of {} that serves {}", home_of(network), wish.name);
                 return Err(refused(Problem::error(format!("{}.ips", wish.at), ip, message)));
             }
         }
@@ -116,16 +116,18 @@ impl Claimer<'_> {
     }
 
     fn select(&self, network: &str, asked: &Asked) -> Result<Selection, CniError> {
+        let name = &asked.wish.name;
+        let definition = asked.own.then(|| self.asker.definition(name)).flatten();
         let context = Context {
             pod: &self.asker.pod,
             namespace: self.asker.namespace.as_ref(),
             node: self.node,
             node_labels: &self.asker.node_labels,
-            interface: &asked.wish.name,
+            interface: name,
             index: asked.index,
-            home: Home::Network(network.to_owned()),
+            home: home_of(network),
             configured: if asked.own { self.configured.clone() } else { PoolLists::default() },
-            attachment_definition: None,
+            attachment_definition: definition.as_ref().map(|(ns, n)| (ns.as_str(), n.as_str())),
             application: None,
             master_addresses: None,
         };
@@ -153,6 +155,11 @@ impl Claimer<'_> {
             cluster_nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// A domain is a Network's name, or empty for the LAN.
+fn home_of(domain: &str) -> Home {
+    if domain.is_empty() { Home::Lan } else { Home::Network(domain.to_owned()) }
 }
 
 /// Gives back what an ADD that failed had claimed anew.
@@ -257,7 +264,8 @@ pub(super) async fn held_by(
     let blocks = store.near_blocks().await?;
     let mut networks = BTreeSet::new();
     let mut names = BTreeSet::new();
-    for block in &blocks {
+    // The LAN's go with the call that asked for them.
+    for block in blocks.iter().filter(|b| b.spec.network != super::lan::DOMAIN) {
         for entry in block.held().filter(|e| e.sandbox_id == sandbox_id) {
             networks.insert(block.spec.network.clone());
             names.insert(entry.interface.clone());

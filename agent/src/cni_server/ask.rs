@@ -5,9 +5,9 @@
 //! chained behind another plugin, whose configuration then names no Network.
 
 use cni::error::{CniError, code};
-use cni::netconf::{InterfaceOptions, PortMapping};
+use cni::netconf::{InterfaceOptions, PortMapping, RuntimeConfig};
 use cni::rpc::Request;
-use multinet::pod::{self, Identity, Stickiness, Wish};
+use multinet::pod::{self, Identity, NetworkSelection, Stickiness, Wish};
 use multinet::rules::Problem;
 use multinet::types::block::Owner;
 use multinet::types::core::{Node, Pod, PodSpec};
@@ -24,6 +24,10 @@ const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// What the kubelet and the runtime take for the UID of a static pod, whose object has another.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// Multus' annotation that replaces the definition of `eth0`; without a namespace it is looked for in
+/// Multus' own, which is `kube-system`.
+const DEFAULT_NETWORK_DEFINITION: &str = "v1.multus-cni.io/default-network";
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -98,6 +102,31 @@ impl Asker {
             }
             node @ Owner::Node { .. } => node,
         }
+    }
+
+    /// The element of Multus' annotation that an interface comes from, and its place there.
+    fn selection(&self, ifname: &str) -> Result<Option<(usize, NetworkSelection)>, CniError> {
+        let Some(text) = self.pod.annotations.get(pod::NETWORKS) else { return Ok(None) };
+        let selections = pod::parse_networks(text, self.namespace_name()).map_err(refused)?;
+        Ok(selections.into_iter().enumerate().find(|(_, s)| s.interface == ifname))
+    }
+
+    /// Interfaces that Multus' annotation asks for.
+    pub(super) fn interfaces_of_multus(&self) -> Result<Vec<String>, CniError> {
+        let Some(text) = self.pod.annotations.get(pod::NETWORKS) else { return Ok(Vec::new()) };
+        let selections = pod::parse_networks(text, self.namespace_name()).map_err(refused)?;
+        Ok(selections.into_iter().map(|selection| selection.interface).collect())
+    }
+
+    /// Namespace and name of the NetworkAttachmentDefinition that an interface comes from.
+    pub(super) fn definition(&self, ifname: &str) -> Option<(String, String)> {
+        if ifname == MAIN_INTERFACE {
+            let text = self.pod.annotations.get(DEFAULT_NETWORK_DEFINITION)?;
+            let (namespace, name) = text.split_once('/').unwrap_or(("kube-system", text));
+            return Some((namespace.to_owned(), name.to_owned()));
+        }
+        let selection = self.selection(ifname).ok().flatten();
+        selection.map(|(_, selection)| (selection.namespace, selection.name))
     }
 
     /// Pods of StatefulSets and virtual machines keep their addresses over a new UID.
@@ -185,24 +214,14 @@ fn own_wish(request: &Request, asker: &Asker) -> Result<Wish, CniError> {
     let config = &request.config;
     let network = if config.network.is_empty() { DEFAULT_NETWORK } else { &config.network };
     let mut wish = wish_of(&request.ifname, network, config.interface.as_ref())?;
-    if let Some(text) = asker.pod.annotations.get(pod::NETWORKS) {
-        let selections = pod::parse_networks(text, asker.namespace_name()).map_err(refused)?;
-        if let Some(selection) = selections.into_iter().find(|s| s.interface == request.ifname) {
-            selection.check().map_err(refused)?;
-            wish.ips = selection.ips;
-            wish.mac = selection.mac;
-            wish.default_route = selection.default_route;
-        }
-    }
     let runtime = config.runtime_config.clone().unwrap_or_default();
-    for (field, text) in runtime.ips.iter().map(|ip| ("runtimeConfig.ips", ip)) {
-        let host = text.split('/').next().unwrap_or_default();
-        match host.parse() {
-            Ok(address) if wish.ips.contains(&address) => {}
-            Ok(address) => wish.ips.push(address),
-            Err(_) => return Err(refused(Problem::error(field, text, "is not an address"))),
-        }
+    if let Some((_, selection)) = asker.selection(&request.ifname)? {
+        selection.check().map_err(refused)?;
+        wish.ips = selection.ips;
+        wish.mac = selection.mac;
+        wish.default_route = selection.default_route;
     }
+    add_exact(&mut wish, &runtime)?;
     if let Some(text) = runtime.mac.filter(|mac| !mac.is_empty()) {
         let parsed = text.parse();
         let mac =
@@ -242,6 +261,39 @@ pub(super) fn host_ports(mappings: &[PortMapping]) -> Result<Vec<HostPort>, Prob
     mappings.iter().filter(|m| m.host_port != 0).map(one).collect()
 }
 
+/// Addresses that the runtime asks for.
+fn add_exact(wish: &mut Wish, runtime: &RuntimeConfig) -> Result<(), CniError> {
+    for text in &runtime.ips {
+        let host = text.split('/').next().unwrap_or_default();
+        match host.parse() {
+            Ok(address) if wish.ips.contains(&address) => {}
+            Ok(address) => wish.ips.push(address),
+            Err(_) => {
+                let problem = Problem::error("runtimeConfig.ips", text, "is not an address");
+                return Err(refused(problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Another plugin's interface, of which only the addresses are our business.
+pub(super) fn lan_interface(request: &Request, asker: &Asker) -> Result<Asked, CniError> {
+    let mut wish = Wish {
+        at: "the CNI configuration's ipam".into(),
+        name: request.ifname.clone(),
+        ..Wish::default()
+    };
+    let mut index = (request.ifname == MAIN_INTERFACE).then_some(0);
+    if let Some((place, selection)) = asker.selection(&request.ifname)? {
+        wish.ips = selection.ips;
+        wish.at = selection.at;
+        index = Some(place + 1);
+    }
+    add_exact(&mut wish, &request.config.runtime_config.clone().unwrap_or_default())?;
+    Ok(Asked { wish, own: true, index })
+}
+
 /// The configuration's options are the annotation's keys: one reader for both.
 fn wish_of(
     name: &str,
@@ -270,7 +322,7 @@ pub(super) fn refused(problem: Problem) -> CniError {
 
 #[cfg(test)]
 mod tests {
-    use cni::netconf::{NetConf, RuntimeConfig};
+    use cni::netconf::NetConf;
     use cni::rpc::{CallMode, Command, PodArgs};
     use multinet::types::network::InterfaceType;
 

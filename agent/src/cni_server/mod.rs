@@ -7,6 +7,9 @@
 //! | `add`, `remove`, `check` | the calls |
 //! | `refresh` | routes of running pods, when pools change |
 //! | `queue` | claims that share their writes |
+//! | `lan` | addresses for other plugins' interfaces |
+//! | `coordinator` | routes of pods, behind other plugins |
+//! | `ifacer` | devices of the node, before other plugins |
 //! | `network_status` | what is written on the pod |
 //! | `device_info` | what a memif is, for who made the call |
 //! | `result` | what is told the runtime; pure |
@@ -22,7 +25,10 @@ mod add;
 mod addresses;
 mod ask;
 mod check;
+mod coordinator;
 mod device_info;
+mod ifacer;
+mod lan;
 mod network_status;
 mod queue;
 mod refresh;

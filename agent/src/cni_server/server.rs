@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use super::addresses::{self, ToConfirm};
 use super::ask::Asked;
 use super::queue::ClaimQueue;
-use super::{add, check, refresh, remove, tombstone};
+use super::{add, check, coordinator, ifacer, lan, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
 use crate::dataplane::Dataplane;
@@ -191,14 +191,15 @@ impl CniServer {
                 ),
             ));
         }
-        if request.mode == CallMode::Ipam && !matches!(request.command, Command::Del | Command::Gc)
-        {
-            return Err(CniError::new(
-                code::UNSUPPORTED_FIELD,
-                "addresses for other plugins' interfaces (type bowline-ipam) are not served by this \
-                 version; use type bowline",
-            ));
+        match request.mode {
+            CallMode::Interface => self.serve_interface(request).await,
+            CallMode::Ipam => lan::serve(self, request).await,
+            CallMode::Coordinator => coordinator::serve(self, request).await,
+            CallMode::Ifacer => ifacer::serve(self, request).await,
         }
+    }
+
+    async fn serve_interface(self: &Arc<Self>, request: &Request) -> Result<Outcome, CniError> {
         match request.command {
             Command::Add => {
                 tombstone::replay(self).await;
@@ -374,7 +375,7 @@ impl CniServer {
     }
 }
 
-fn key_of(request: &Request) -> Result<AttachmentKey, CniError> {
+pub(super) fn key_of(request: &Request) -> Result<AttachmentKey, CniError> {
     let key = AttachmentKey {
         container_id: request.container_id.clone(),
         ifname: request.ifname.clone(),

@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use cni::rpc::Command;
+use cni::rpc::{CallMode, Command};
 
-use super::remove;
 use super::server::CniServer;
+use super::{coordinator, lan, remove};
 use crate::journal::AttachmentKey;
 
 /// Serves what lies there. A file that is no request is set aside.
@@ -34,7 +34,23 @@ pub(super) async fn replay(server: &CniServer) {
                 if key.is_valid() {
                     tracing::info!(attachment = %key, "served a DEL that came while we were away");
                     let _lock = server.lock(&key.container_id).await;
-                    remove::del(server, &key).await;
+                    match request.mode {
+                        CallMode::Interface => remove::del(server, &key).await,
+                        CallMode::Ipam => {
+                            if let Err(e) = lan::release(server, &key).await {
+                                tracing::warn!(attachment = %key, "released later: {e}");
+                                continue;
+                            }
+                        }
+                        CallMode::Coordinator => {
+                            let done = coordinator::del(&request, &key);
+                            if let Err(e) = done {
+                                tracing::warn!(attachment = %key, "removed later: {e}");
+                                continue;
+                            }
+                        }
+                        CallMode::Ifacer => {} // leaves no DEL
+                    }
                 }
                 remove_file(&path);
             }

@@ -78,10 +78,23 @@ pub fn inspect(name: &str) -> Result<Option<Found>, PodError> {
 
 /// The families (4, 6) in which the namespace has a default route.
 pub fn default_route_families() -> Result<Vec<u8>, PodError> {
+    default_families(&mut open()?, None)
+}
+
+/// The same through any device but `name`, which need not exist.
+pub fn default_route_families_beside(name: &str) -> Result<Vec<u8>, PodError> {
     let mut netlink = open()?;
+    let index = find(&mut netlink, name)?.map(|link| link.header.index);
+    default_families(&mut netlink, index)
+}
+
+fn default_families(netlink: &mut Netlink, beside: Option<u32>) -> Result<Vec<u8>, PodError> {
     let routes =
-        all_routes(&mut netlink).map_err(|e| PodError::new("read the pod's routes".into(), e))?;
-    let defaults = routes.iter().filter(|(_, r)| r.dst.prefix_len() == 0);
+        all_routes(netlink).map_err(|e| PodError::new("read the pod's routes".into(), e))?;
+    let through = |m: &RouteMessage| {
+        beside.is_some_and(|index| m.attributes.contains(&RouteAttribute::Oif(index)))
+    };
+    let defaults = routes.iter().filter(|(m, r)| r.dst.prefix_len() == 0 && !through(m));
     Ok(defaults.map(|(_, r)| family_number(r.dst)).collect())
 }
 
@@ -252,7 +265,7 @@ fn route_message(index: u32, route: &PodRoute) -> RouteMessage {
     message
 }
 
-fn addresses(netlink: &mut Netlink, index: u32) -> io::Result<Vec<IpNet>> {
+pub(super) fn addresses(netlink: &mut Netlink, index: u32) -> io::Result<Vec<IpNet>> {
     let mut query = AddressMessage::default();
     query.header.index = index;
     let answers = netlink.dump(RouteNetlinkMessage::GetAddress(query))?;
@@ -298,7 +311,7 @@ fn all_routes(netlink: &mut Netlink) -> io::Result<Vec<(RouteMessage, PodRoute)>
     Ok(routes)
 }
 
-fn route_of(message: &RouteMessage) -> Option<PodRoute> {
+pub(super) fn route_of(message: &RouteMessage) -> Option<PodRoute> {
     let mut dst = match message.header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -316,7 +329,7 @@ fn route_of(message: &RouteMessage) -> Option<PodRoute> {
     Some(PodRoute { dst, gw })
 }
 
-fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
@@ -324,14 +337,14 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn route_address(address: IpAddr) -> RouteAddress {
+pub(super) fn route_address(address: IpAddr) -> RouteAddress {
     match address {
         IpAddr::V4(v4) => RouteAddress::Inet(v4),
         IpAddr::V6(v6) => RouteAddress::Inet6(v6),
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(super) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 

@@ -10,6 +10,9 @@ mod link;
 mod listener;
 mod netlink;
 mod netns;
+pub mod parent;
+pub mod policy;
+mod veth;
 
 use std::io;
 use std::net::IpAddr;
@@ -18,9 +21,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use device::{InterfacePlan, MadeInterface, make, remove, reopen};
-pub use link::{Found, default_route_families, free_names, inspect, replace_routes};
+pub use link::{
+    Found, default_route_families, default_route_families_beside, free_names, inspect,
+    replace_routes,
+};
 pub use listener::listen_abstract;
 pub use netns::Netns;
+pub use veth::{Veth, make_veth, put_address, put_neighbour, remove_veth, tune};
 
 /// `rtm_protocol` of the routes that Bowline writes: a number that iproute2's table leaves free.
 pub const ROUTE_PROTOCOL: u8 = 176;

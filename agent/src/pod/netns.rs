@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,11 @@ impl Netns {
     /// The namespace's identity: paths are reused, inodes of living namespaces are not.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// For requests that name a namespace by descriptor.
+    pub(super) fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Runs `work` inside the namespace and returns what it returns.

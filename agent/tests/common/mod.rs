@@ -2,6 +2,7 @@
 //! with its directories, and CNI calls.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod chain;
 pub(crate) mod dataplane;
 pub(crate) mod real;
 
@@ -101,6 +102,8 @@ pub(crate) struct Agent {
     pub dir: PathBuf,
     pub catalog: PathBuf,
     pub node: String,
+    /// The namespace that it runs in; none: the test's.
+    pub netns: Option<String>,
     child: Option<Child>,
 }
 
@@ -113,6 +116,7 @@ impl Agent {
             dir: dir.to_owned(),
             catalog: catalog.to_owned(),
             node: node.to_owned(),
+            netns: None,
             child: None,
         }
     }
@@ -132,7 +136,14 @@ impl Agent {
     /// Starts the process and waits until it serves. `BOWLINE_AGENT` names another binary than the
     /// one just built, for instance an optimised one.
     pub(crate) fn start(&mut self, more: &[&str]) {
-        let mut command = Command::new(program());
+        let mut command = match &self.netns {
+            None => Command::new(program()),
+            Some(netns) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program());
+                command
+            }
+        };
         command.arg("--catalog").arg(&self.catalog);
         self.start_as(command, more);
     }

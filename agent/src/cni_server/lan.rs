@@ -1,0 +1,240 @@
+//! Addresses for other plugins' interfaces: the types `bowline-ipam` and `spiderpool` in the `ipam`
+//! section of macvlan, ipvlan, SR-IOV and the like. They come from the LAN domain's pools.
+//!
+//! Nothing is journaled: an answer is given after its claims are marked as in use, so that the
+//! AddressBlocks alone say what a sandbox has. The same ADD finds the same claims.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use cni::error::{CniError, code};
+use cni::result::{CniResult, IpConfig, Route};
+use cni::rpc::{Command, Outcome, Request};
+use multinet::ipam::{self, Holder};
+use multinet::range::Family;
+use multinet::rules::Problem;
+use multinet::store::{Store, StoreError};
+use multinet::types::block::{AddressBlock, NETWORK_LABEL};
+use multinet::types::meta::LabelSelector;
+use multinet::types::network::PoolLists;
+
+use super::add::PREPARE_WITHIN;
+use super::addresses::{self, Claimer, Given, now_ms};
+use super::ask::{self, Asker, refused};
+use super::routes::default_prefix;
+use super::server::{CniServer, key_of, pod_failure};
+use super::tombstone;
+use crate::journal::AttachmentKey;
+use crate::pod::{self, Netns};
+
+/// The domain of pools that belong to no Network.
+pub(super) const DOMAIN: &str = "";
+
+/// On a pod: the interface that gets the default route.
+pub(super) const DEFAULT_ROUTE_NIC: &str = "ipam.spidernet.io/default-route-nic";
+
+/// Serves a call in IPAM mode.
+pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<Outcome, CniError> {
+    match request.command {
+        Command::Add => {
+            tombstone::replay(server).await;
+            let key = key_of(request)?;
+            let _lock = server.lock(&key.container_id).await;
+            add(server, request, &key).await.map(Outcome::Result)
+        }
+        Command::Del => {
+            let key = key_of(request)?;
+            let _lock = server.lock(&key.container_id).await;
+            del(server, request, &key).await
+        }
+        Command::Check => check(server, request, &key_of(request)?).await.map(|()| Outcome::Done),
+        // A claim does not say which configuration it was made for, so that a GC of one cannot tell
+        // its own from another's: what leaks is reclaimed by comparing pods.
+        Command::Gc => Ok(Outcome::Done),
+        Command::Status => server.look().await.map(|_| Outcome::Done),
+    }
+}
+
+async fn add(
+    server: &CniServer,
+    request: &Request,
+    key: &AttachmentKey,
+) -> Result<CniResult, CniError> {
+    let netns = Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?;
+    let snapshot = server.look().await?;
+    let asker = Asker::find(&server.core.catalog, &snapshot, request, &server.core.node).await?;
+    let asked = ask::lan_interface(request, &asker)?;
+    let ipam = request.config.ipam.clone().unwrap_or_default();
+    if ipam.match_master_subnet == Some(true) {
+        let message = "is not honoured; name the pools of each node's subnet by spec.nodeName or \
+                       spec.nodeAffinity instead";
+        return Err(refused(Problem::error("ipam.match_master_subnet", true, message)));
+    }
+    let owner = asker.owner();
+    let checked = server.core.checked(&snapshot);
+    let catalog = &server.core.catalog;
+    let prepared = catalog.prepare(&[DOMAIN.to_owned()], PREPARE_WITHIN).await;
+    prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
+    let store = catalog.store();
+    let other_allocator = catalog.api().and_then(|api| api.other_allocator());
+    let claimer = Claimer {
+        store: &store,
+        queue: &server.claims,
+        other_allocator: &other_allocator,
+        snapshot: &snapshot,
+        checked: &checked,
+        node: &server.core.node,
+        asker: &asker,
+        owner: &owner,
+        container_id: &key.container_id,
+        configured: PoolLists { ipv4: ipam.default_ipv4_ippool, ipv6: ipam.default_ipv6_ippool },
+    };
+    let mut given = claimer.claim(DOMAIN, &[&asked]).await?;
+    for given in &mut given {
+        given.clean_gateway |= ipam.clean_gateway == Some(true);
+    }
+    let done = answer(server, &asker, key, netns, &given).await;
+    if done.is_err() {
+        let fresh = given.iter().filter(|g| g.fresh);
+        let fresh: Vec<_> = fresh.map(|g| (DOMAIN.to_owned(), g.address.addr())).collect();
+        if let Err(e) = addresses::give_back(&store, &key.container_id, &fresh).await {
+            tracing::error!(attachment = %key, "addresses stay claimed for now: {e}");
+        }
+    }
+    done
+}
+
+/// Marks the claims as in use, and says what the caller shall configure.
+async fn answer(
+    server: &CniServer,
+    asker: &Asker,
+    key: &AttachmentKey,
+    netns: Netns,
+    given: &[Given],
+) -> Result<CniResult, CniError> {
+    let name = key.ifname.clone();
+    let elsewhere = server
+        .blocking(move || netns.run(|| pod::default_route_families_beside(&name)))
+        .await?
+        .map_err(|e| pod_failure(&e))?;
+    let result = result_of(asker, &key.ifname, given, &elsewhere)?;
+    let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
+    let store = server.core.catalog.store();
+    let confirmed = confirm(&store, key, &addresses).await;
+    if confirmed.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))? {
+        return Ok(result);
+    }
+    let message = format!("the addresses of {key} were taken back meanwhile; try again");
+    Err(CniError::new(code::TRY_AGAIN_LATER, message))
+}
+
+/// Does the sandbox hold all of them, from now on in use?
+async fn confirm<S: Store>(
+    store: &S,
+    key: &AttachmentKey,
+    addresses: &[IpAddr],
+) -> Result<bool, StoreError> {
+    ipam::modify(store, DOMAIN, |view| {
+        ipam::plan_confirm(view, holder(key), now_ms());
+        let held = view.entries(|e| {
+            e.state.is_held() && e.sandbox_id == key.container_id && e.interface == key.ifname
+        });
+        let held: Vec<IpAddr> = held.map(|(_, e)| e.address).collect();
+        addresses.iter().all(|address| held.contains(address))
+    })
+    .await
+}
+
+/// Addresses with the pool's prefix, and routes. The default route is told where the pod has none by
+/// another interface, or where the pod names this one.
+fn result_of(
+    asker: &Asker,
+    ifname: &str,
+    given: &[Given],
+    defaults_elsewhere: &[u8],
+) -> Result<CniResult, CniError> {
+    let named = asker.pod.annotations.get(DEFAULT_ROUTE_NIC).filter(|name| !name.is_empty());
+    let annotated = multinet::pod::parse_routes(&asker.pod.annotations).map_err(refused)?;
+    let mut result = CniResult { cni_version: "1.1.0".into(), ..CniResult::default() };
+    for given in given {
+        let gateway = given.pool.gateway;
+        result.ips.push(IpConfig {
+            address: given.address.to_string(),
+            gateway: gateway.map(|gw| gw.to_string()),
+            interface: None,
+        });
+        let family = if given.address.addr().is_ipv4() { 4 } else { 6 };
+        let wanted = named.map_or(!defaults_elsewhere.contains(&family), |name| name == ifname);
+        let default = gateway.filter(|_| wanted && !given.clean_gateway);
+        let mut routes: Vec<_> = default.map(|gw| (default_prefix(gw), gw)).into_iter().collect();
+        routes.extend(&given.pool.routes);
+        for (dst, gw) in annotated.iter().filter(|(_, gw)| given.address.contains(gw)) {
+            // The pod's word goes before its pool's.
+            routes.retain(|(other, _)| other != dst);
+            routes.push((*dst, *gw));
+        }
+        result.routes.extend(routes.iter().map(|(dst, gw)| Route {
+            dst: dst.to_string(),
+            gw: Some(gw.to_string()),
+            ..Route::default()
+        }));
+    }
+    Ok(result)
+}
+
+fn holder(key: &AttachmentKey) -> Holder<'_> {
+    Holder { owner: None, sandbox_id: &key.container_id, interface: Some(&key.ifname) }
+}
+
+/// A DEL that cannot be written now is noted like one that came while the agent was away.
+async fn del(
+    server: &CniServer,
+    request: &Request,
+    key: &AttachmentKey,
+) -> Result<Outcome, CniError> {
+    let Err(error) = release(server, key).await else { return Ok(Outcome::Done) };
+    tracing::warn!(attachment = %key, "addresses are released later: {error}");
+    match cni::tombstone::write(&server.settings.tombstone_dir, request) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(e) => {
+            let message = format!("{error}; and the DEL cannot be noted: {e}");
+            Err(CniError::new(code::TRY_AGAIN_LATER, message))
+        }
+    }
+}
+
+/// Gives back what the sandbox has for the interface. Another sandbox's claims are not its own.
+pub(super) async fn release(server: &CniServer, key: &AttachmentKey) -> Result<(), StoreError> {
+    let store = server.core.catalog.store();
+    let _turn = store.turn(DOMAIN).await;
+    ipam::modify(&store, DOMAIN, |view| {
+        ipam::plan_release(view, holder(key), now_ms());
+    })
+    .await
+}
+
+/// Does the sandbox still hold what the runtime was told?
+async fn check(server: &CniServer, request: &Request, key: &AttachmentKey) -> Result<(), CniError> {
+    let failed = |message: String| Err(CniError::new(code::CHECK_FAILED, message));
+    let store = server.core.catalog.store();
+    let selector = LabelSelector::label(NETWORK_LABEL, DOMAIN);
+    let blocks = store.list::<AddressBlock>(&selector).await;
+    let blocks = blocks.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
+    let held = blocks.iter().flat_map(AddressBlock::held);
+    let held = held.filter(|e| e.sandbox_id == key.container_id && e.interface == key.ifname);
+    let held: Vec<IpAddr> = held.map(|e| e.address).collect();
+    if held.is_empty() {
+        return failed(format!("{key} holds no address; the pod has to be created anew"));
+    }
+    let told = request.prev_result.iter().flat_map(|r| &r.ips);
+    let told: Vec<IpAddr> =
+        told.filter_map(|ip| ip.address.split('/').next()?.parse().ok()).collect();
+    match held.iter().find(|address| !told.contains(address)) {
+        Some(address) => {
+            let family = Family::of(*address);
+            failed(format!("{key} holds the {family} address {address}, but prevResult lacks it"))
+        }
+        None => Ok(()),
+    }
+}

@@ -25,6 +25,9 @@ fn judge(environment: &Environment, stdin: &[u8]) {
             assert!(!ask.request.container_id.contains('/') && !ask.request.ifname.contains('/'));
             assert!(ask.socket.is_absolute() && ask.state_dir.is_absolute());
         }
+        Ok(Step::Nothing) => {
+            assert_ne!(environment.variables.get("CNI_COMMAND").map(String::as_str), Some("ADD"));
+        }
         Ok(Step::Print(value)) => assert!(value.get("supportedVersions").is_some()),
         Err(error) => {
             assert!((1..=99).contains(&error.code));

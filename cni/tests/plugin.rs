@@ -390,15 +390,32 @@ fn the_name_of_the_program_decides_the_mode() {
         ("bowline", CallMode::Interface),
         ("bowline-ipam", CallMode::Ipam),
         ("spiderpool", CallMode::Ipam),
+        ("coordinator", CallMode::Coordinator),
+        ("ifacer", CallMode::Ifacer),
     ] {
         let mut environment = environment("ADD");
         environment.program = program.into();
         let config = bench.config("1.0.0").to_string();
         match cni::call::prepare(&environment, config.as_bytes()).unwrap() {
             cni::call::Step::Ask(ask) => assert_eq!(ask.request.mode, mode, "{program}"),
-            step @ cni::call::Step::Print(_) => panic!("{step:?}"),
+            step => panic!("{step:?}"),
         }
     }
+}
+
+#[test]
+fn each_plugin_of_a_chain_leaves_its_own_tombstone() {
+    let bench = Bench::new();
+    for kind in ["bowline", "spiderpool", "coordinator", "ifacer"] {
+        let mut config = bench.config("1.0.0");
+        config["type"] = kind.into();
+        let answer = call(&environment("DEL"), &config);
+        assert!(answer.success && answer.stdout.is_empty(), "{kind}: {answer:?}");
+    }
+    let left = tombstone::read_all(&bench.state()).unwrap();
+    let modes: Vec<CallMode> = left.into_iter().map(|(_, request)| request.unwrap().mode).collect();
+    // A device of the node stays, so that ifacer has nothing to note.
+    assert_eq!(modes, [CallMode::Coordinator, CallMode::Ipam, CallMode::Interface]);
 }
 
 fn binary(program: &Path, command: &str, config: &str) -> (i32, String) {

@@ -86,7 +86,7 @@ pub fn text(input: &Input) -> String {
     let _ = writeln!(text, "table {TABLE} {{");
     for v4 in [true, false] {
         let name = |set: &str| format!("{set}{}", if v4 { 4 } else { 6 });
-        let nets = |set: &BTreeSet<IpNet>| of_family(set, v4, |net| net.addr());
+        let nets = |set: &BTreeSet<IpNet>| of_family(set, v4, IpNet::addr);
         let addresses = |set: &BTreeSet<IpAddr>| of_family(set, v4, |address| *address);
         add_set(&mut text, &name("pods"), v4, &nets(&input.pods));
         add_set(&mut text, &name("keep"), v4, &nets(&input.keep_source));

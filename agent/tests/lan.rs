@@ -47,26 +47,23 @@ fn node() -> Node {
     Node { agent, plugins, lan, _netns: netns, _dir: dir }
 }
 
-fn macvlan(ipam: Value) -> Value {
-    json!({"type": "macvlan", "master": "parent", "mode": "bridge", "ipam": ipam})
-}
-
-fn both_families() -> Value {
-    macvlan(json!({
+/// A chain of one: macvlan with both families.
+fn macvlan() -> [Value; 1] {
+    [json!({"type": "macvlan", "master": "parent", "mode": "bridge", "ipam": {
         "type": "spiderpool",
         "default_ipv4_ippool": ["lan-v4"], "default_ipv6_ippool": ["lan-v6"],
-    }))
+    }})]
 }
 
 #[test]
 fn macvlan_pods_get_addresses_of_the_lan_and_reach_each_other() {
     let node = node();
-    let config = both_families();
+    let chain = macvlan();
     let (a, b) = (Netns::new(), Netns::new());
     let pod_a = ChainPod::new("a", &a, "eth0");
     let pod_b = ChainPod::new("b", &b, "eth0");
-    let result = node.plugins.add(&pod_a, &[config.clone()]).result();
-    node.plugins.add(&pod_b, &[config.clone()]).result();
+    let result = node.plugins.add(&pod_a, &chain).result();
+    node.plugins.add(&pod_b, &chain).result();
 
     assert_eq!(addresses(&result), ["10.60.0.2/24", "fd60::2/64"]);
     let ips = result["ips"].as_array().unwrap();
@@ -90,10 +87,10 @@ fn macvlan_pods_get_addresses_of_the_lan_and_reach_each_other() {
     node.lan.ip(&["address", "add", "10.60.0.1/24", "dev", "lan0"]);
     run("ip", &["netns", "exec", &b.name, "ping", "-c1", "-W5", "10.60.0.1"]);
 
-    node.plugins.del(&pod_a, &[config.clone()], None);
+    node.plugins.del(&pod_a, &chain, None);
     let left: Vec<_> = held(&node.agent.catalog).into_iter().map(|(ip, ..)| ip).collect();
     assert_eq!(left, ["10.60.0.3", "fd60::3"]);
-    node.plugins.del(&pod_a, &[config], None);
+    node.plugins.del(&pod_a, &chain, None);
 }
 
 #[test]
@@ -180,10 +177,10 @@ fn a_del_without_agent_is_done_when_it_is_back() {
     let mut node = node();
     let netns = Netns::new();
     let pod = ChainPod::new("a", &netns, "eth0");
-    let config = both_families();
-    node.plugins.add(&pod, &[config.clone()]).result();
+    let chain = macvlan();
+    node.plugins.add(&pod, &chain).result();
     node.agent.kill();
-    node.plugins.del(&pod, &[config], None);
+    node.plugins.del(&pod, &chain, None);
     assert_eq!(held(&node.agent.catalog).len(), 2, "nobody is there to free them");
     node.agent.start(&[]);
     eventually("the addresses are free", || held(&node.agent.catalog).is_empty().then_some(()));

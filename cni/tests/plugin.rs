@@ -415,7 +415,7 @@ fn each_plugin_of_a_chain_leaves_its_own_tombstone() {
     let left = tombstone::read_all(&bench.state()).unwrap();
     let modes: Vec<CallMode> = left.into_iter().map(|(_, request)| request.unwrap().mode).collect();
     // A device of the node stays, so that ifacer has nothing to note.
-    assert_eq!(modes, [CallMode::Coordinator, CallMode::Ipam, CallMode::Interface]);
+    assert_eq!(modes, [CallMode::Interface, CallMode::Coordinator, CallMode::Ipam]);
 }
 
 fn binary(program: &Path, command: &str, config: &str) -> (i32, String) {

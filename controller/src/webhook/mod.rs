@@ -6,10 +6,12 @@
 //! | `facts` | what a decision needs besides the object |
 //! | `catalog` | Networks, pools, subnets, reservations |
 //! | `others` | coordinators, configurations for Multus, pods, NetworkPolicies |
+//! | `inject` | what a pod is given for its annotation |
 //! | `verdict` | refusals and warnings |
 
 mod catalog;
 mod facts;
+mod inject;
 mod others;
 mod verdict;
 
@@ -161,6 +163,10 @@ async fn fill(tools: &Tools, request: &Request, object: Value) -> Result<Value, 
         "SpiderIPPool" => {
             let facts = Facts::read(tools).await?;
             filled(object, |pool| fill_pool(pool, &Checked::new(&facts.catalog)), true)
+        }
+        "Pod" => {
+            let namespace = request.namespace.as_deref().unwrap_or("default");
+            inject::inject(&tools.world, namespace, object)
         }
         "SpiderSubnet" => filled(object, fill_subnet, true),
         "SpiderReservedIP" => filled(object, fill_reserved, false),

@@ -19,6 +19,7 @@ async fn every_rule_lets_the_good_pass_and_refuses_the_bad() {
     subnets(&client).await;
     other_kinds(&client).await;
     pods(&client).await;
+    injection(&client).await;
     in_use(&client).await;
     defaults(&client).await;
     let refused =
@@ -216,6 +217,27 @@ async fn pods(client: &Client) {
         "metadata": {"name": "np", "namespace": "default"}, "spec": {"podSelector": {}},
     });
     good(client, policy).await;
+}
+
+/// A pod is given every configuration with the value of its annotation, and the resources of these.
+async fn injection(client: &Client) {
+    const KEY: &str = "cni.spidernet.io/rdma-resource-inject";
+    let mut config = spider(
+        "SpiderMultusConfig",
+        "vf",
+        json!({"cniType": "sriov", "sriov": {"resourceName": "example.com/vf", "ippools": {"ipv4": ["p1"]}}}),
+    );
+    config["metadata"]["namespace"] = json!("default");
+    config["metadata"]["annotations"] = json!({KEY: "gpu"});
+    good(client, config).await;
+    let made = eventually("the configuration is known", async || {
+        create(client, pod("rdma", json!({KEY: "gpu"}))).await.ok()
+    })
+    .await;
+    assert_eq!(made["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"], "default/vf");
+    let resources = &made["spec"]["containers"][0]["resources"];
+    assert_eq!(resources["requests"]["example.com/vf"], "1", "{made}");
+    bad(client, pod("none", json!({KEY: "other"})), "is carried by no SpiderMultusConfig").await;
 }
 
 /// Addresses in somebody's hands: what would take them away is refused.

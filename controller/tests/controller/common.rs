@@ -10,18 +10,21 @@ use controller::options::{Command, Line, Options};
 use kube::Client;
 use multinet::store::Store;
 use multinet::types::meta::{LabelSelector, Resource};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use testapi::TestApi;
+use testapi::{TestApi, User};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub const NAMESPACE: &str = "bowline-system";
+pub(crate) const NAMESPACE: &str = "bowline-system";
+/// Whom the API server takes the controllers for.
+const ACCOUNT: &str = "system:serviceaccount:bowline-system:bowline-controller";
 /// Machines under load take a fraction of it.
-pub const SOON: Duration = Duration::from_secs(40);
+pub(crate) const SOON: Duration = Duration::from_secs(40);
 
 /// An API server with Bowline's kinds, and Multus' if asked for.
-pub async fn cluster() -> (TestApi, Client) {
-    let api = TestApi::start(&[]).await;
+pub(crate) async fn cluster() -> (TestApi, Client) {
+    let api = TestApi::start(&[User::named(ACCOUNT)]).await;
     api.install_crds().await;
     let client = api.client("admin").await;
     create(
@@ -30,8 +33,25 @@ pub async fn cluster() -> (TestApi, Client) {
     )
     .await
     .unwrap();
+    install_rights(&client).await;
     install_multus(&client).await;
     (api, client)
+}
+
+/// The rights that an installation grants: what the controller calls beyond them fails here.
+async fn install_rights(client: &Client) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install/bowline.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut bound = 0;
+    for document in serde_yaml_ng::Deserializer::from_str(&text) {
+        let object = Value::deserialize(document).unwrap();
+        let is_right = object["apiVersion"] == "rbac.authorization.k8s.io/v1";
+        if is_right {
+            bound += i32::from(object["subjects"][0]["name"] == "bowline-controller");
+            create(client, object).await.unwrap();
+        }
+    }
+    assert!(bound >= 2, "{path} binds no rights to the controller");
 }
 
 async fn install_multus(client: &Client) {
@@ -51,21 +71,22 @@ async fn install_multus(client: &Client) {
 }
 
 /// A controller that runs in this process.
-pub struct Controller {
-    pub health: SocketAddr,
+pub(crate) struct Controller {
+    pub(crate) health: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Controller {
     /// Starts one and waits until it is ready.
-    pub async fn start(api: &TestApi, identity: &str, extra: &[&str]) -> Controller {
+    pub(crate) async fn start(api: &TestApi, identity: &str, extra: &[&str]) -> Controller {
         show_logs();
         let (webhook, health) = (free_port(), free_port());
         let options = options(identity, webhook, health, extra);
         let client = api.client("admin").await;
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(daemon::run(client.clone(), options, async {
+        let own = api.client(ACCOUNT).await;
+        let task = tokio::spawn(daemon::run(own, options, async {
             drop(stopped.await);
         }));
         let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -84,7 +105,7 @@ impl Controller {
     }
 
     /// What it answers over HTTP; empty while nobody listens.
-    pub async fn get(&self, path: &str) -> String {
+    pub(crate) async fn get(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let Ok(mut stream) = tokio::net::TcpStream::connect(self.health).await else {
             return String::new();
@@ -97,20 +118,20 @@ impl Controller {
     }
 
     /// The value of a metric; 0 while there is none.
-    pub async fn metric(&self, line: &str) -> f64 {
+    pub(crate) async fn metric(&self, line: &str) -> f64 {
         let text = self.get("/metrics").await;
         let value = text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok());
         value.unwrap_or(0.0)
     }
 
     /// Stops it and waits for its end.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         drop(self.stop);
         self.task.await.unwrap().unwrap();
     }
 
     /// Ends it without a word, as a crash does.
-    pub async fn crash(self) {
+    pub(crate) async fn crash(self) {
         self.task.abort();
         drop(self.task.await);
     }
@@ -185,8 +206,11 @@ async fn point_webhooks(client: &Client, port: u16) {
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": "bowline",
                      "annotations": {"bowline.dev/fail-once-served": "defaults.bowline.dev"}},
-        "webhooks": [hook("defaults.bowline.dev", "mutate",
-                          json!([rule("spiderpool.spidernet.io", &spider, &["CREATE", "UPDATE"])]))],
+        "webhooks": [
+            hook("defaults.bowline.dev", "mutate",
+                 json!([rule("spiderpool.spidernet.io", &spider, &["CREATE", "UPDATE"])])),
+            hook("injection.bowline.dev", "mutate", json!([rule("", &["pods"], &["CREATE"])])),
+        ],
     });
     for (configuration, webhook) in [(validating, "Validating"), (mutating, "Mutating")] {
         apply(client, configuration).await;
@@ -201,7 +225,7 @@ async fn point_webhooks(client: &Client, port: u16) {
 }
 
 /// Creates any object.
-pub async fn create(client: &Client, object: Value) -> Result<Value, String> {
+pub(crate) async fn create(client: &Client, object: Value) -> Result<Value, String> {
     let body = serde_json::to_vec(&object).unwrap();
     let path = collection(&object);
     let request = http::Request::post(path).header("content-type", "application/json");
@@ -209,7 +233,7 @@ pub async fn create(client: &Client, object: Value) -> Result<Value, String> {
 }
 
 /// Server-side apply of any object, as kubectl does.
-pub async fn apply(client: &Client, object: Value) -> Value {
+pub(crate) async fn apply(client: &Client, object: Value) -> Value {
     let path = format!(
         "{}/{}?fieldManager=test&force=true",
         collection(&object),
@@ -221,18 +245,18 @@ pub async fn apply(client: &Client, object: Value) -> Value {
 }
 
 /// Changes part of an object (JSON merge patch).
-pub async fn patch(client: &Client, path: &str, change: Value) -> Result<Value, String> {
+pub(crate) async fn patch(client: &Client, path: &str, change: Value) -> Result<Value, String> {
     let request = http::Request::patch(path).header("content-type", "application/merge-patch+json");
     send(client, request.body(serde_json::to_vec(&change).unwrap()).unwrap()).await
 }
 
 /// Deletes what is at a path.
-pub async fn delete(client: &Client, path: &str) -> Result<Value, String> {
+pub(crate) async fn delete(client: &Client, path: &str) -> Result<Value, String> {
     send(client, http::Request::delete(path).body(Vec::new()).unwrap()).await
 }
 
 /// What is at a path.
-pub async fn get(client: &Client, path: &str) -> Option<Value> {
+pub(crate) async fn get(client: &Client, path: &str) -> Option<Value> {
     send(client, http::Request::get(path).body(Vec::new()).unwrap()).await.ok()
 }
 
@@ -251,6 +275,7 @@ fn collection(object: &Value) -> String {
     let lower = kind.to_lowercase();
     let plural = match kind {
         "NetworkPolicy" => "networkpolicies".into(),
+
         "NetworkAttachmentDefinition" => "network-attachment-definitions".into(),
         _ => format!("{lower}s"),
     };
@@ -261,7 +286,7 @@ fn collection(object: &Value) -> String {
 }
 
 /// Waits until something is there.
-pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
         if let Some(found) = look().await {
@@ -273,14 +298,14 @@ pub async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
 }
 
 /// All objects of a kind.
-pub async fn all<R: Resource>(store: &ApiStore) -> Vec<R> {
+pub(crate) async fn all<R: Resource>(store: &ApiStore) -> Vec<R> {
     store.list(&LabelSelector::default()).await.unwrap()
 }
 
-pub fn network(name: &str, spec: Value) -> Value {
+pub(crate) fn network(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "bowline.dev/v1alpha1", "kind": "Network", "metadata": {"name": name}, "spec": spec})
 }
 
-pub fn spider(kind: &str, name: &str, spec: Value) -> Value {
+pub(crate) fn spider(kind: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }

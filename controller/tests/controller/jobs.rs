@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use crate::common::{
-    Controller, all, cluster, create, delete, eventually, get, network, patch, spider,
+    Controller, NAMESPACE, all, cluster, create, delete, eventually, get, network, patch, spider,
 };
 use bowline_kube::ApiStore;
+use controller::options::Names;
 use kube::Client;
 use multinet::store::Store;
 use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
@@ -30,7 +31,56 @@ async fn the_leader_keeps_networks_definitions_pools_and_addresses_in_order() {
     a_finalizer_names_holders(&client).await;
     coordinator(&client).await;
     automatic_pools(&client).await;
+    nothing_was_forbidden(&controller).await;
     controller.stop().await;
+    uninstalling(&client).await;
+}
+
+/// Every job's last pass succeeded with the rights that an installation grants.
+async fn nothing_was_forbidden(controller: &Controller) {
+    for job in [
+        "networks",
+        "definitions",
+        "pools",
+        "endpoints",
+        "auto-pools",
+        "coordinator",
+        "reclaim",
+        "nodes",
+        "policies",
+    ] {
+        let label = format!("{{job=\"{job}\"}} ");
+        let passes =
+            controller.metric(&format!("bowline_controller_job_passes_total{label}")).await;
+        let failures =
+            controller.metric(&format!("bowline_controller_job_failures_total{label}")).await;
+        assert!(
+            passes >= 1.0 && failures < 1.0,
+            "{job}: {failures} of {passes} passes failed, see the log"
+        );
+    }
+}
+
+/// Afterwards everything can be deleted, and nobody is asked.
+async fn uninstalling(client: &Client) {
+    let names = Names { namespace: NAMESPACE.into(), webhook_configuration: "bowline".into() };
+    let before = get(client, &format!("{SPIDER}/spidersubnets/s1")).await.unwrap();
+    assert_eq!(before["metadata"]["finalizers"], json!(["spiderpool.spidernet.io"]));
+    controller::uninstall::run(client.clone(), &names).await.unwrap();
+    let hook = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/bowline";
+    assert_eq!(get(client, hook).await, None);
+    for path in
+        [format!("{SPIDER}/spidersubnets"), format!("{SPIDER}/spiderippools"), NETWORKS.into()]
+    {
+        let all = get(client, &path).await.unwrap();
+        let items = all["items"].as_array().unwrap();
+        assert!(items.iter().all(|o| o["metadata"]["finalizers"].is_null()), "{all}");
+        for item in items {
+            let name = item["metadata"]["name"].as_str().unwrap();
+            delete(client, &format!("{path}/{name}")).await.unwrap();
+            assert_eq!(get(client, &format!("{path}/{name}")).await, None, "gone at once");
+        }
+    }
 }
 
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use memif::{
@@ -33,8 +33,8 @@ pub enum Order {
     Ready,
     /// The queues of an earlier connection are still out: keep clients waiting until `Ready`.
     Hold,
-    /// Disconnect the client.
-    Close,
+    /// Disconnect the client, and keep the next ones waiting for so long.
+    Close(Duration),
     /// Other caps, for the next client.
     Caps(Memif),
 }
@@ -93,6 +93,7 @@ impl Server {
             interface,
             listener,
             busy: Rc::default(),
+            rests_until: Rc::new(Cell::new(Instant::now())),
             ask,
         };
         Ok(Self { serial, orders, task: tokio::task::spawn_local(task.run(inbox)) })
@@ -134,6 +135,8 @@ struct Task {
     offer: Rc<RefCell<(u32, Offer)>>,
     listener: AsyncFd<Watched<Listener>>,
     busy: Rc<Cell<bool>>,
+    /// The last client has cost us dearly.
+    rests_until: Rc<Cell<Instant>>,
     ask: mpsc::Sender<Ask>,
 }
 
@@ -150,14 +153,17 @@ impl Task {
                         *self.offer.borrow_mut() = (wanted.id, offer);
                     }
                     Some(Order::Hold) => self.busy.set(true),
-                    Some(Order::Close) => drop(live.take()),
+                    Some(Order::Close(rest)) => {
+                        drop(live.take());
+                        self.rests_until.set(Instant::now() + rest);
+                    }
                     None => return,
                 },
                 accepted = accept(&mut self.listener) => match accepted {
                     Ok(handshake) => handshakes.push(self.shake(handshake)),
                     Err(error) => {
                         tracing::warn!(interface = &*self.interface, %error, "memif: accept");
-                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },
                 Some(end) = handshakes.next(), if !handshakes.is_empty() => {
@@ -176,6 +182,7 @@ impl Task {
     /// Sees one handshake through. Nothing of the client's is trusted before it is over.
     fn shake(&self, handshake: Handshake) -> impl Future<Output = io::Result<Progress>> + use<> {
         let (busy, offer) = (Rc::clone(&self.busy), Rc::clone(&self.offer));
+        let rests_until = Rc::clone(&self.rests_until);
         async move {
             let deadline = handshake.deadline();
             let mut handshake = watched(handshake)?;
@@ -183,7 +190,7 @@ impl Task {
                 let offer = offer.borrow();
                 match offer.0 == id {
                     false => Answer::Unknown,
-                    true if busy.get() => Answer::Busy,
+                    true if busy.get() || Instant::now() < rests_until.get() => Answer::Busy,
                     true => Answer::Accept(offer.1.clone()),
                 }
             };

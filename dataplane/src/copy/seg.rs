@@ -68,6 +68,16 @@ impl Seg {
         len
     }
 
+    /// Reads a byte of each page, so that the pages' faults happen here and now.
+    pub fn touch(&self) {
+        const PAGE_BYTES: usize = 4096;
+        let Some(last) = self.len().checked_sub(1) else { return };
+        for at in (0..last).step_by(PAGE_BYTES).chain([last]) {
+            // SAFETY: `at` is less than the segment's length; it is readable (module invariant).
+            unsafe { self.ptr.add(at).read_volatile() };
+        }
+    }
+
     /// Asks for the first cache line.
     #[inline]
     pub fn prefetch(&self) {

@@ -158,6 +158,11 @@ impl MemifRx {
         }
     }
 
+    /// Blames page faults of this thread on the peer's memory.
+    pub fn charge_faults(&self, faults: memif::Faults, now: std::time::Instant) {
+        self.queue.charge_faults(faults, now);
+    }
+
     /// What the peer did, for the event.
     pub fn violation(&self) -> Option<Violation> {
         self.violation
@@ -271,12 +276,15 @@ impl MemifTx {
         };
         if asks {
             self.unasked = 0;
-            // Refused: the peer's descriptor is no eventfd any more. It polls or loses. (Not
-            // `notify`: it convicts peers whose signals take long, and on a worker that also
-            // writes taps the kernel's network interrupts run within the call.)
-            let _ = notifier.signal(self.queue.eventfd());
+            // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
+            let _ = self.queue.signal(notifier);
         }
         Health::Good
+    }
+
+    /// Blames page faults of this thread on the peer's memory.
+    pub fn charge_faults(&self, faults: memif::Faults, now: std::time::Instant) {
+        self.queue.charge_faults(faults, now);
     }
 
     /// Whether it must be flushed again when it gets nothing more to send: the peer may have gone to
@@ -291,6 +299,11 @@ impl MemifTx {
     pub fn free(&mut self) -> usize {
         self.queue.free().map_or(0, usize::from)
     }
+}
+
+/// Whether a peer that did this has cost the worker time, which a new connection would grant anew.
+pub fn costs_time(word: &str) -> bool {
+    [Violation::FaultRate, Violation::SlowSignals].map(violation_word).contains(&word)
 }
 
 /// A short name of what a peer did, for counters and events.

@@ -33,6 +33,7 @@ impl State {
                     train.clone().for_each(|at| self.decapsulated(tables, at, Fate::Forwarded));
                 }
                 at = train.end;
+                self.charge_sink(tables, Some(sink));
                 continue;
             }
             let end = train.end.max(at + 1);
@@ -41,6 +42,7 @@ impl State {
                 let fate = Fate::of(verdict, iface.kind, sent.is_some());
                 account.count(fate);
                 sinks.note(sent);
+                self.charge_sink(tables, sent);
                 if iface.kind == IfaceKind::Uplink {
                     self.decapsulated(tables, at, fate);
                 }

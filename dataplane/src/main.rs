@@ -106,6 +106,9 @@ fn main() -> anyhow::Result<()> {
     if let Err(error) = dataplane::sys::priority::urgent() {
         tracing::debug!(%error, "starting without precedence");
     }
+    if let Err(error) = dataplane::sys::memory::stay_local() {
+        tracing::debug!(%error, "no memory policy");
+    }
     // Signals are held back from here on, so that what was taken is given back.
     let stop = stop_on_signal()?;
     control::start::nobody_serves(&args.socket)?;

@@ -5,6 +5,7 @@ pub mod cycles;
 pub mod descriptor;
 pub mod ethtool;
 pub mod gather;
+pub mod memory;
 pub mod netns;
 pub mod packet;
 pub mod priority;

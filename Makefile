@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code mutants demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
+.PHONY: help deps build test test-code attacks mutants demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -30,6 +30,13 @@ test-code: ## Format, lints and all tests
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
 	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane cargo test --workspace --no-fail-fast
+
+# The optimised tests as well: they must keep half of a worker busy.
+attacks: ## Every attack on memif, ten million bystander frames each (half an hour)
+	@$(DEPS) build test
+	cargo build --release --workspace
+	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane BOWLINE_ATTACK_FRAMES=$(or $(FRAMES),10000000) \
+		cargo test --release -p bowline-dataplane --test e2e -- attacks:: --nocapture
 
 mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test

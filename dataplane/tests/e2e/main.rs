@@ -4,6 +4,8 @@
 //! cores do not carry two of these at once), and every node checks both account equations before
 //! it goes away.
 
+mod attacks;
+mod churn;
 mod drops;
 mod faults;
 mod hostile;
@@ -13,6 +15,7 @@ mod lab;
 mod local;
 mod local_memif;
 mod mtu;
+mod rewriting;
 mod stall;
 mod testpmd;
 mod tunnel_fields;

@@ -8,7 +8,7 @@ use crate::lab::memif::{Listening, NAME, Shape};
 use crate::lab::{End, Lab, MemifPod, Node, Proc, Realm, TapPod, wait};
 
 /// Starts testpmd as the client of the pod's memif; it forwards by itself.
-fn testpmd(pod: &Listening, mode: &str, zero_copy: bool) -> Proc {
+pub(crate) fn testpmd(pod: &Listening, mode: &str, zero_copy: bool) -> Proc {
     let zero = if zero_copy { ",zero-copy=yes" } else { "" };
     let vdev = format!("net_memif0,role=client,id=0,socket={NAME},socket-abstract=yes{zero}");
     let mut command = Command::new("dpdk-testpmd");
@@ -34,7 +34,7 @@ fn world(sealed: bool) -> (Node, MemifPod, Listening) {
 }
 
 /// Waits until testpmd is up, has posted its buffers and returns what it gets.
-fn ready(node: &Node, sender: &mut MemifPod, pod: &Listening) {
+pub(crate) fn ready(node: &Node, sender: &mut MemifPod, pod: &Listening) {
     let probe = sender.datagram(7, (pod.ip4(), 8), b"first echo");
     wait("testpmd's first echo", 20.0, || {
         node.link(&pod.id);

@@ -5,7 +5,9 @@
 #![allow(dead_code, reason = "a kit of tools; which of them tests use changes")]
 #![allow(unreachable_pub, reason = "this is a library that happens to lie in a test program")]
 
+pub mod attack;
 pub mod frame;
+pub mod load;
 pub mod memif;
 pub mod netns;
 pub mod node;
@@ -24,7 +26,7 @@ pub use memif::MemifPod;
 pub use netns::Netns;
 pub use node::{Node, Realm};
 pub use pod::{End, TapPod};
-pub use proc::Proc;
+pub use proc::{Footprint, Proc};
 pub use pump::Pump;
 pub use raw::RawSocket;
 pub use uplink::{Far, Pair, Uplink};

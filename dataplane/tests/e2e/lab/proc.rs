@@ -97,3 +97,42 @@ impl Drop for Proc {
         }
     }
 }
+
+/// What a process holds of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Footprint {
+    pid: i32,
+    fds: usize,
+    /// Mappings of memory files.
+    maps: usize,
+    rss_kib: u64,
+}
+
+/// Allocators keep a little for later.
+const RSS_SLACK_KIB: u64 = 16 << 10;
+
+impl Footprint {
+    /// As it is now.
+    pub fn of(pid: i32) -> Self {
+        let read = |name: &str| {
+            std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("a running process")
+        };
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count();
+        let maps = read("maps").lines().filter(|line| line.contains("memfd:")).count();
+        let status = read("status");
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let rss_kib = rss.and_then(|text| text.trim().split(' ').next()?.parse().ok());
+        Self { pid, fds, maps, rss_kib: rss_kib.expect("VmRSS in kB") }
+    }
+
+    /// Waits until descriptors and mappings are as many again, and memory is about the same.
+    pub fn is_kept(&self) {
+        let mut now = *self;
+        wait(&format!("{self:?} again"), 10.0, || {
+            now = Self::of(self.pid);
+            (now.fds == self.fds && now.maps == self.maps).then_some(())
+        });
+        println!("before {self:?}, after {now:?}");
+        assert!(now.rss_kib <= self.rss_kib + RSS_SLACK_KIB, "{self:?} became {now:?}");
+    }
+}

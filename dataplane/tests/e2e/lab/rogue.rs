@@ -31,6 +31,7 @@ pub const BUFFERS_AT: u32 = 0x2_0000;
 /// Slots of a ring, as a power of two.
 pub const LOG2_RING: u8 = 8;
 const HEAD: u64 = 6;
+const TAIL: u64 = 64;
 const DESCRIPTORS: u64 = 128;
 
 /// One end of a control socket, and the memory that goes with it.
@@ -92,6 +93,16 @@ pub fn ring(s2m: bool) -> AddRing {
     }
 }
 
+fn init() -> Message {
+    Message::Init(Init {
+        version: VERSION,
+        id: 0,
+        mode: 0,
+        secret: Secret::truncated(""),
+        name: Name::truncated("rogue"),
+    })
+}
+
 impl Rogue {
     /// Connects to the pod's listener; nothing is said yet. Its memory can not shrink, or can not
     /// be kept from it.
@@ -99,7 +110,7 @@ impl Rogue {
         let socket = netns.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC;
             let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("one");
-            setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(3)).expect("a timeout");
+            setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(20)).expect("a timeout");
             let name = UnixAddr::new_abstract(NAME.as_bytes()).expect("a short name");
             connect(fd.as_raw_fd(), &name).expect("a listener");
             fd
@@ -126,6 +137,62 @@ impl Rogue {
         rogue
     }
 
+    /// The same, if the interface is free.
+    pub fn try_shaken(netns: &Netns, sealed: bool) -> Option<Self> {
+        let rogue = Self::connect(netns, sealed);
+        rogue.try_shake([ring(true), ring(false)], &eventfd(false)).then_some(rogue)
+    }
+
+    /// An honest handshake but for the descriptor to be signalled by; false when it was refused.
+    pub fn try_shake(&self, rings: [AddRing; 2], signal: &OwnedFd) -> bool {
+        let region = Message::AddRegion { index: 0, size: REGION_BYTES };
+        self.heard().is_some()
+            && self.agreed(&init(), &[])
+            && self.agreed(&region, &[self.file.as_fd()])
+            && rings.iter().all(|r| self.agreed(&Message::AddRing(*r), &[signal.as_fd()]))
+            && self.agreed(&Message::Connect(Name::truncated("rogue")), &[])
+    }
+
+    fn agreed(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> bool {
+        self.send(message, fds);
+        matches!(self.heard(), Some(Message::Ack | Message::Connected(_)))
+    }
+
+    /// The next message of the data plane; `None` when it has closed the connection.
+    pub fn heard(&self) -> Option<Message> {
+        let mut bytes = [0; MESSAGE_BYTES];
+        match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Ok(MESSAGE_BYTES) => Message::decode(&bytes).ok(),
+            Ok(_) | Err(nix::Error::ECONNRESET) => None,
+            Err(error) => panic!("the data plane says nothing: {error}"),
+        }
+    }
+
+    /// INIT, answered.
+    pub fn init(&self) {
+        self.send(&init(), &[]);
+        self.heard();
+    }
+
+    /// False once the data plane has closed the connection; what it says is of no interest.
+    pub fn is_open(&self) -> bool {
+        let mut bytes = [0; MESSAGE_BYTES];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error == nix::Error::EAGAIN,
+            }
+        }
+    }
+
+    /// A ring's tail.
+    pub fn tail(&self, ring: u32) -> u16 {
+        let mut bytes = [0; 2];
+        let _ = self.file.read_exact_at(&mut bytes, u64::from(ring) + TAIL);
+        u16::from_le_bytes(bytes)
+    }
+
     /// HELLO, INIT and the region, each answered.
     pub fn up_to_rings(&self) {
         self.up_to_region();
@@ -137,14 +204,7 @@ impl Rogue {
     /// HELLO and INIT, each answered.
     pub fn up_to_region(&self) {
         self.answered();
-        let init = Init {
-            version: VERSION,
-            id: 0,
-            mode: 0,
-            secret: Secret::truncated(""),
-            name: Name::truncated("rogue"),
-        };
-        self.send(&Message::Init(init), &[]);
+        self.send(&init(), &[]);
         self.answered();
     }
 

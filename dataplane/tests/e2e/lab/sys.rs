@@ -78,3 +78,23 @@ pub fn bind_packet_socket(socket: &OwnedFd, interface: &str) -> io::Result<()> {
         )
     })
 }
+
+/// The calling thread runs before all ordinary ones.
+pub fn set_real_time() -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one sched_param; 0 means the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) })
+}
+
+/// Another thread's share of its core.
+pub fn set_nice(tid: i32, nice: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, tid.cast_unsigned(), nice) })
+}
+
+/// Takes pages out of a memory file; the next touch of each finds a fresh one.
+pub fn punch_hole(file: &impl AsRawFd, at: u64, bytes: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, at as i64, bytes as i64) })
+}

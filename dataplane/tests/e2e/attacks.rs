@@ -110,7 +110,6 @@ fn endure(
     loop {
         calm.push(bystanders.slice(time, || std::thread::sleep(Duration::from_millis(1))));
         let slice = bystanders.slice(time, || rounds += u64::from((attack.step)(attacker)));
-        attacker.pause();
         attacked.push(slice);
         let lost: u64 = calm.iter().chain(&attacked).map(|slice| slice.lost).sum();
         assert_eq!(lost, 0, "bystanders lost frames beside `{}`", attack.name);
@@ -140,6 +139,7 @@ fn endure_all(sealed: bool) {
     for attack in attacks.filter(|attack| !(sealed && attack.unsealed_only)) {
         let line = endure(attack, &mut attacker, &bystanders, frames);
         println!("{line}");
+        attacker.leave();
         wait("the last connection is over", 10.0, || {
             (node.link(&attacker.victim.id) != api::interface_status::Link::Up).then_some(())
         });

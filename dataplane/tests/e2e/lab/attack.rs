@@ -146,8 +146,8 @@ impl Attacker {
         Self { victim, honest, sealed, live: None, idle: Vec::new() }
     }
 
-    /// Leaves.
-    pub fn pause(&mut self) {
+    /// Ends what lasts. Between two steps nothing happens, so connections live through calm slices.
+    pub fn leave(&mut self) {
         self.live = None;
         self.idle.clear();
         self.honest.take();

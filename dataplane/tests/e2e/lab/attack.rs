@@ -195,7 +195,7 @@ impl Attacker {
 
     fn idle(&mut self) -> bool {
         let before = self.idle.len();
-        self.idle.retain(|rogue| rogue.is_open());
+        self.idle.retain(Rogue::is_open);
         let over = self.idle.len() < before;
         if self.idle.len() < 4 {
             self.idle.push(Rogue::connect(&self.victim.netns, self.sealed));

@@ -105,8 +105,8 @@ fn install_binaries(places: &Places) -> io::Result<()> {
 /// Does Multus call the plugins of this node?
 #[must_use]
 pub fn is_multus_in(conf_dir: &Path) -> bool {
-    let names = fs::read_dir(conf_dir).into_iter().flatten().flatten();
-    names.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("multus"))
+    let mut names = fs::read_dir(conf_dir).into_iter().flatten().flatten();
+    names.any(|entry| entry.file_name().to_string_lossy().contains("multus"))
 }
 
 /// Removes what was installed.

@@ -14,7 +14,7 @@ use cni::rpc::{Command, Outcome, Request};
 use common::dataplane::FakeDataplane;
 use common::{Agent, DEADLINE, Netns, Pod, TWO_NETWORKS, eventually, run};
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
-use kube::core::{GroupVersionKind, discovery};
+use kube::core::GroupVersionKind;
 use multinet::store::Store;
 use multinet::types::block::{AddressBlock, EntryState, NETWORK_LABEL, Owner};
 use multinet::types::meta::LabelSelector;
@@ -92,7 +92,6 @@ impl Cluster {
         let types = object.types.clone().unwrap();
         let kind = GroupVersionKind::try_from(&types).unwrap();
         let (resource, _) = kube::discovery::pinned_kind(&client, &kind).await.unwrap();
-        let _: &discovery::ApiResource = &resource;
         let api: Api<DynamicObject> = match object.metadata.namespace.clone() {
             Some(namespace) => Api::namespaced_with(client, &namespace, &resource),
             None => Api::all_with(client, &resource),

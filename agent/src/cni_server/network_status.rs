@@ -30,12 +30,8 @@ pub(super) fn tell(server: &CniServer, attachment: &Attachment) {
     if !server.settings.beside_multus {
         annotations[COMMON] = text.into();
     }
-    let uid = uid_of(attachment);
+    let uid = attachment.owner.key();
     tokio::spawn(write(api.clone(), namespace.to_owned(), name.to_owned(), uid, annotations));
-}
-
-fn uid_of(attachment: &Attachment) -> String {
-    attachment.owner.key()
 }
 
 async fn write(

@@ -68,8 +68,8 @@ async fn machine_fact(client: &Client, namespace: &str, name: &str) -> Result<Ma
     let machine = kubevirt(client, namespace, name, "VirtualMachine").await?;
     let lives = |object: &DynamicObject| object.metadata.deletion_timestamp.is_none();
     let owned = |object: &DynamicObject| {
-        let owners = object.metadata.owner_references.iter().flatten();
-        owners.into_iter().any(|owner| owner.kind == "VirtualMachine")
+        let mut owners = object.metadata.owner_references.iter().flatten();
+        owners.any(|owner| owner.kind == "VirtualMachine")
     };
     Ok(MachineFact {
         instance_lives: instance.as_ref().is_some_and(lives),

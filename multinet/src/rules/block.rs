@@ -38,9 +38,10 @@ pub fn validate_block(block: &AddressBlock) -> Vec<Problem> {
             let message = "is out of order or there twice; entries are sorted by address";
             problems.push(Problem::error(field(), entry.address, message));
         }
-        if entry.state.is_held() && (entry.owner.is_none() || entry.node.is_empty()) {
+        // No node: kept for the next pod of a StatefulSet's ordinal or of a virtual machine.
+        if entry.state.is_held() && entry.owner.is_none() {
             let field = format!("spec.entries[{i}].owner");
-            let message = "is missing (or node is); a held address has an owner and a node";
+            let message = "is missing; a held address has an owner";
             problems.push(Problem::error(field, "", message));
         }
         if entry.state == EntryState::Quarantined && entry.until_ms.is_none() {

@@ -168,8 +168,7 @@ impl Material {
     #[must_use]
     pub fn from_data(data: &BTreeMap<String, ByteString>) -> Option<Material> {
         let text = |key: &str| String::from_utf8(data.get(key)?.0.clone()).ok();
-        let [authorities, authority, authority_key, certificate, key, validity] =
-            KEYS.map(|k| text(k));
+        let [authorities, authority, authority_key, certificate, key, validity] = KEYS.map(text);
         Some(Material {
             authorities: authorities?,
             authority: authority?,

@@ -37,9 +37,9 @@ impl Job for Pools {
             write(tools, pool, shown.meta, shown.status, |p| &mut p.status).await?;
         }
         for subnet in catalog.subnets.values() {
-            let held =
+            let held: Vec<_> =
                 pools_of(&checked, subnet).iter().flat_map(|p| holders(p, &blocks)).collect();
-            let meta = annotated(&checked, subnet, held, None);
+            let meta = annotated(&checked, subnet, &held, None);
             let status =
                 checked.subnets.get(subnet.name()).map(|(_, s)| subnet_status(&checked, s));
             write(tools, subnet, meta, status, |s| &mut s.status).await?;
@@ -57,14 +57,14 @@ struct Shown {
 fn show(tools: &Tools, checked: &Checked, pool: &SpiderIPPool, blocks: &[AddressBlock]) -> Shown {
     let held = holders(pool.name(), blocks);
     let Some((home, usable)) = checked.pools.get(pool.name()) else {
-        return Shown { meta: annotated(checked, pool, held, None), status: pool.status.clone() };
+        return Shown { meta: annotated(checked, pool, &held, None), status: pool.status.clone() };
     };
     // Pools of different Networks may hold the same addresses.
     let own: Vec<AddressBlock> =
         blocks.iter().filter(|b| b.spec.network == home.domain()).cloned().collect();
     let projection = pool_status(checked, usable, &own);
     count(tools, home, pool.name(), &projection.status);
-    let meta = annotated(checked, pool, held, projection.cut);
+    let meta = annotated(checked, pool, &held, projection.cut);
     Shown { meta, status: Some(projection.status) }
 }
 
@@ -95,7 +95,7 @@ fn pools_of(checked: &Checked, subnet: &SpiderSubnet) -> Vec<String> {
 fn annotated<R: Resource>(
     checked: &Checked,
     object: &R,
-    held: Vec<(IpAddr, String)>,
+    held: &[(IpAddr, String)],
     cut: Option<Condition>,
 ) -> ObjectMeta {
     let mut meta = object.meta().clone();
@@ -111,7 +111,7 @@ fn annotated<R: Resource>(
         None => condition("True", "Ready", "addresses can be claimed".into()),
     }];
     if meta.is_terminating() && !held.is_empty() {
-        conditions.push(waiting(&held));
+        conditions.push(waiting(held));
     }
     conditions.extend(cut);
     for condition in &mut conditions {

@@ -24,7 +24,7 @@ pub(super) fn network(facts: &Facts, objects: Objects<Network>) -> Verdict {
             let in_use = !facts.held_of_network(&old.metadata.name).is_empty();
             let (before, had) = network_problems(facts, &old);
             let (after, has) = network_problems(facts, &new);
-            let mut verdict = Verdict::of(worse(had, has));
+            let mut verdict = Verdict::of(worse(&had, has));
             verdict.add(validate_network_update(&old, &new, in_use));
             verdict.add(moved_pools(facts, &before, &after));
             verdict
@@ -73,7 +73,7 @@ pub(super) fn pool(facts: &Facts, objects: Objects<SpiderIPPool>, ours: bool) ->
             let held = facts.held_of_pool(&old.metadata.name);
             let (before, had) = facts.problems_with(&old, |c| &mut c.pools);
             let (after, has) = facts.problems_with(&new, |c| &mut c.pools);
-            let mut verdict = Verdict::of(worse(had, has));
+            let mut verdict = Verdict::of(worse(&had, has));
             verdict.add(validate_pool_update(&old, &new, &held));
             if !ours {
                 verdict.add(validate_auto_pool_update(&old, &new));
@@ -108,7 +108,7 @@ pub(super) fn subnet(facts: &Facts, objects: Objects<SpiderSubnet>) -> Verdict {
         (Some(old), Some(new)) => {
             let had = facts.problems_with(&old, |c| &mut c.subnets).1;
             let has = facts.problems_with(&new, |c| &mut c.subnets).1;
-            let mut verdict = Verdict::of(worse(had, has));
+            let mut verdict = Verdict::of(worse(&had, has));
             verdict.add(validate_subnet_update(&old, &new, &cut_from(&old)));
             verdict
         }
@@ -148,7 +148,7 @@ fn deletion(facts: &Facts, held: &[(std::net::IpAddr, String)]) -> Verdict {
 }
 
 /// Errors that were not there before; all warnings. Values may differ: a smaller overlap is no new one.
-fn worse(had: Vec<Problem>, has: Vec<Problem>) -> Vec<Problem> {
+fn worse(had: &[Problem], has: Vec<Problem>) -> Vec<Problem> {
     let known = |p: &Problem| had.iter().any(|h| h.field == p.field && h.message == p.message);
     let soften = |p: Problem| match p.is_error() && known(&p) {
         true => Problem::warning(p.field, p.value, p.message),

@@ -37,14 +37,14 @@ impl Facts {
 
     /// A pool's addresses in somebody's hands.
     pub(super) fn held_of_pool(&self, pool: &str) -> Vec<(IpAddr, String)> {
-        let entries = self.blocks.iter().flat_map(|b| b.held()).filter(|e| e.pool == pool);
+        let entries = self.blocks.iter().flat_map(AddressBlock::held).filter(|e| e.pool == pool);
         entries.map(|e| (e.address, holder(e.owner.as_ref()))).collect()
     }
 
     /// Addresses of a Network that pods hold. A node's own address goes with the Network.
     pub(super) fn held_of_network(&self, network: &str) -> Vec<(IpAddr, String)> {
         let blocks = self.blocks.iter().filter(|b| b.spec.network == network);
-        let entries = blocks.flat_map(|b| b.held());
+        let entries = blocks.flat_map(AddressBlock::held);
         let pods = entries.filter(|e| matches!(e.owner, Some(Owner::Pod { .. })));
         pods.map(|e| (e.address, holder(e.owner.as_ref()))).collect()
     }

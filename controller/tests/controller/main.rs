@@ -1,5 +1,6 @@
 //! The controller on a real API server: one of its own for each test. The programs come from
 //! `$BOWLINE_KUBE_CACHE/bin`, which `deploy/e2e/build.sh` fills.
+#![allow(clippy::needless_pass_by_value, reason = "callers write `json!({…})` in its place")]
 
 mod admission;
 mod common;

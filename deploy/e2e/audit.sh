@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# audit.sh: what Bowline's service accounts asked of the API server, one "ACCOUNT VERB GROUP/RESOURCE STATUS" a line.
+# audit.sh: what Bowline's service accounts asked of the API server, one "ACCOUNT VERB GROUP/RESOURCE ok|forbidden" a line.
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/env.sh"
 python3 - "$R/log/audit.log" <<'P'
@@ -15,8 +15,9 @@ for line in open(sys.argv[1]):
     about = event.get("objectRef")
     if about:
         name = about["resource"] + ("/" + about["subresource"] if "subresource" in about else "")
-        status = event.get("responseStatus", {}).get("code", 0)
+        # Only what authorisation forbade: admission answers 403 as well, as in a namespace that is going away.
+        refused = event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid"
         account = event["user"]["username"].rsplit(":", 1)[1]
-        lines.add(f"{account} {event['verb']} {about.get('apiGroup', '')}/{name} {403 if status == 403 else 'ok'}")
+        lines.add(f"{account} {event['verb']} {about.get('apiGroup', '')}/{name} {'forbidden' if refused else 'ok'}")
 print("\n".join(sorted(lines)))
 P

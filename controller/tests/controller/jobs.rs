@@ -234,11 +234,14 @@ async fn projections_and_reclaim(client: &Client, controller: &Controller) {
     let list: Value =
         serde_json::from_str(shown["status"]["allocatedIPs"].as_str().unwrap()).unwrap();
     assert_eq!(list, json!({"10.1.0.10": {"pod": "default/alive", "podUid": uid}}));
-    let endpoint = eventually("the pod has an endpoint", async || {
-        get(client, &format!("{SPIDER}/namespaces/default/spiderendpoints/alive")).await
+    // It may have been written while the record of the pod's predecessor was still there.
+    let endpoint = eventually("the pod has an endpoint with its own address", async || {
+        let path = format!("{SPIDER}/namespaces/default/spiderendpoints/alive");
+        let endpoint = get(client, &path).await?;
+        let shown = &endpoint["status"]["current"]["ips"][0]["ipv4"];
+        (shown == "10.1.0.10/24").then_some(endpoint)
     })
     .await;
-    assert_eq!(endpoint["status"]["current"]["ips"][0]["ipv4"], "10.1.0.10/24");
     assert_eq!(endpoint["metadata"]["ownerReferences"][0]["uid"], uid);
     let free = r#"bowline_controller_pool_free_addresses{pool="p-first",network="first"} "#;
     assert!(

@@ -253,21 +253,24 @@ pub fn wait_for(
 mod tests {
     use super::*;
 
-    fn program(netns: &Netns, args: &[&str]) -> Program {
+    fn program(netns: &Netns, log: &Path, args: &[&str]) -> Program {
         Program {
             name: "test".into(),
             path: "/bin/sleep".into(),
             args: args.iter().map(ToString::to_string).collect(),
             env: vec![],
             netns: netns.clone(),
-            log: "/dev/null".into(),
+            log: log.to_owned(),
         }
     }
 
     #[test]
     fn the_dead_are_restarted_until_stopped() {
-        let netns = Netns::create(&format!("bwdtest-s{}", std::process::id())).unwrap();
-        let process = Supervised::start(program(&netns, &["1000"])).unwrap();
+        let name = format!("bwdtest-s{}", std::process::id());
+        let netns = Netns::create(&name).unwrap();
+        // A file of its own: the log of an earlier start is removed.
+        let log = std::env::temp_dir().join(format!("{name}.log"));
+        let process = Supervised::start(program(&netns, &log, &["1000"])).unwrap();
         let first = process.pid().unwrap();
         process.kill().unwrap();
         let patience = Duration::from_secs(5);
@@ -276,9 +279,10 @@ mod tests {
         process.stop().unwrap();
         assert_eq!((process.pid(), process.starts()), (None, 2));
         drop(process);
-        let broken = Supervised::start(program(&netns, &["not-a-number"])).unwrap();
+        let broken = Supervised::start(program(&netns, &log, &["not-a-number"])).unwrap();
         wait_for("broken", patience, || Ok(broken.broken().is_some())).unwrap();
         assert!(broken.check().is_err());
+        std::fs::remove_file(&log).unwrap();
         netns.destroy().unwrap();
     }
 }

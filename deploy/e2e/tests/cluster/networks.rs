@@ -85,12 +85,14 @@ metadata: {name: lan}
 spec: {subnet: 172.20.0.0/24, gateway: 172.20.0.1, ips: [172.20.0.10-172.20.0.19]}
 ",
     )?;
+    let uids = [unscheduled_pod(cluster, "lan-a")?, unscheduled_pod(cluster, "lan-b")?];
     let config = r#"{"cniVersion":"1.0.0","name":"lan","type":"macvlan","master":"lan0","mode":"bridge",
         "ipam":{"type":"bowline-ipam","default_ipv4_ippool":["lan"]}}"#;
     let call = |verb: &str, netns: &str| {
+        let uid = &uids[usize::from(netns == "lan-b")];
         format!(
             "CNI_COMMAND={verb} CNI_CONTAINERID=test-{netns} CNI_NETNS=/run/netns/{netns} CNI_IFNAME=net1 \
-             CNI_PATH=/opt/cni/bin CNI_ARGS='IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={netns};K8S_POD_UID=uid-{netns}' \
+             CNI_PATH=/opt/cni/bin CNI_ARGS='IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={netns};K8S_POD_UID={uid}' \
              /opt/cni/bin/macvlan <<'J'\n{config}\nJ"
         )
     };
@@ -112,5 +114,20 @@ spec: {subnet: 172.20.0.0/24, gateway: 172.20.0.1, ips: [172.20.0.10-172.20.0.19
     cluster.on_node(1, clean)?;
     let done = done?;
     ensure!(done.contains("172.20.0.1"), "{done}");
+    cluster.kubectl("delete pod lan-a lan-b --force")?;
     cluster.kubectl("delete spiderippool lan --timeout=60s").map(drop)
+}
+
+/// A pod that no kubelet takes, so that the test alone calls the plugins for it. Returns its UID.
+fn unscheduled_pod(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
+    cluster.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  schedulerName: nobody
+  containers: [{{name: c, image: localhost/busybox:1}}]
+"
+    ))?;
+    cluster.kubectl(&format!("get pod {name} -o jsonpath={{.metadata.uid}}"))
 }

@@ -50,7 +50,7 @@ pub(crate) fn grants_are_used(cluster: &Cluster) -> anyhow::Result<()> {
     let log = cluster.run("audit.sh", &[])?;
     let used: BTreeSet<&str> = log.lines().collect();
     for account in ["bowline-agent", "bowline-controller"] {
-        let refusals = used.iter().filter(|l| l.starts_with(account) && l.ends_with(" 403"));
+        let refusals = used.iter().filter(|l| l.starts_with(account) && l.ends_with(" forbidden"));
         let refusals: Vec<_> = refusals.collect();
         ensure!(refusals.is_empty(), "asked for without being allowed: {refusals:#?}");
     }

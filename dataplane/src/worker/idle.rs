@@ -1,7 +1,8 @@
 //! When a worker sleeps, and what wakes it.
 //!
 //! `busy` spins. `adaptive` spins for a moment after the last packet, then asks the memif peers
-//! for wake-ups and sleeps in epoll, a millisecond at most: stock memif peers lose wake-ups.
+//! for wake-ups and sleeps in epoll, a millisecond at most (two after a second without packets): stock
+//! memif peers lose wake-ups.
 //! A peer's eventfd is watched edge-triggered and never read or written.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,10 @@ pub enum Polling {
 const SPIN: Duration = Duration::from_micros(30);
 /// The longest sleep.
 const SLEEP_MS: u16 = 1;
+/// The longest sleep after a while without any packet: each one costs a look at every queue.
+const LONG_SLEEP_MS: u16 = 2;
+/// That while.
+const LONG_IDLE: Duration = Duration::from_secs(1);
 /// The longest sleep while a queue has no descriptor to wait on.
 const BLIND_SLEEP: Duration = Duration::from_micros(50);
 /// Busy turns before memif peers are told that we poll.
@@ -149,7 +154,8 @@ impl Idle {
             let _ = ppoll(&mut fds, Some(BLIND_SLEEP.into()), None);
             self.wait(EpollTimeout::ZERO, rxs);
         } else {
-            self.wait(EpollTimeout::from(SLEEP_MS), rxs);
+            let long = start.duration_since(self.last_work) > LONG_IDLE;
+            self.wait(EpollTimeout::from(if long { LONG_SLEEP_MS } else { SLEEP_MS }), rxs);
         }
         start.elapsed().as_nanos() as u64
     }

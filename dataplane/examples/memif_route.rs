@@ -246,7 +246,7 @@ fn stages(pods: &mut Pods, rounds: usize) {
         costs[2].note(clock.lap(), count);
         list.run();
         costs[3].note(clock.lap(), count);
-        tx.flush(&mut notifier);
+        tx.flush(&mut notifier, 0);
         costs[4].note(clock.lap(), count);
         for at in 0..count {
             rx.release(burst.meta(at).claim, &mut pool);

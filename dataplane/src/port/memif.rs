@@ -18,10 +18,10 @@ const DONE: u16 = 1 << 15;
 /// it, and taking it back from its core while we write would cost more than asking in time.
 const AHEAD_SLOTS: u16 = 4;
 
-/// Asking a peer for certain whether it sleeps waits until every copy has reached its cache line.
-/// So after a publication it is only looked at, and asked after so many flushes without another:
-/// within a microsecond, of a worker that has nothing else to do.
-const ASK_FLUSHES: u8 = 8;
+/// Between two looks whether the peer sleeps: its flag lies in a line that it writes for every burst.
+/// Asking for certain also waits until every copy has reached its cache line, so right after a
+/// publication it is only looked at; a worker without another to make asks.
+const ASK_NS: u64 = 1_000;
 
 /// A ring that the peer fills.
 #[derive(Debug)]
@@ -45,8 +45,9 @@ pub struct MemifTx {
     queue: TxQueue,
     segs: TxSegs,
     violation: Option<Violation>,
-    /// Flushes until the peer is asked for certain whether it sleeps; 0: it was.
-    unasked: u8,
+    /// Whether the peer is still to be asked for certain whether it sleeps.
+    unasked: bool,
+    asked_ns: u64,
 }
 
 impl MemifRx {
@@ -178,7 +179,7 @@ impl MemifRx {
 impl MemifTx {
     /// Sends on this ring.
     pub fn new(queue: TxQueue) -> Self {
-        Self { queue, segs: TxSegs::new(), violation: None, unasked: 0 }
+        Self { queue, segs: TxSegs::new(), violation: None, unasked: false, asked_ns: 0 }
     }
 
     /// Reserves room, writes the head and plans the body.
@@ -259,7 +260,7 @@ impl MemifTx {
 
     /// Publishes, and wakes the peer if it asked for that.
     #[inline]
-    pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
+    pub fn flush(&mut self, notifier: &mut Notifier, now_ns: u64) -> Health {
         if let Some(violation) = self.violation {
             return Health::Violation(violation_word(violation));
         }
@@ -269,13 +270,16 @@ impl MemifTx {
         }
         let published = self.queue.reserved() > 0;
         self.queue.publish();
-        self.unasked = if published { ASK_FLUSHES } else { self.unasked.saturating_sub(1) };
-        let asks = match self.unasked {
-            0 => self.queue.needs_wakeup(),
-            _ => self.queue.seems_to_wait(),
-        };
+        self.unasked |= published;
+        if !self.unasked || now_ns.wrapping_sub(self.asked_ns) < ASK_NS {
+            return Health::Good;
+        }
+        self.asked_ns = now_ns;
+        self.unasked = published;
+        let asks =
+            if published { self.queue.seems_to_wait() } else { self.queue.needs_wakeup() };
         if asks {
-            self.unasked = 0;
+            self.unasked = false;
             // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
             let _ = self.queue.signal(notifier);
         }
@@ -291,13 +295,13 @@ impl MemifTx {
     /// sleep just before the last publication.
     #[inline]
     pub fn backlog(&self) -> bool {
-        self.unasked > 0
+        self.unasked
     }
 
-    /// Slots that are free now.
+    /// Slots that are free now, as far as they are `wanted`.
     #[inline]
-    pub fn free(&mut self) -> usize {
-        self.queue.free().map_or(0, usize::from)
+    pub fn free(&mut self, wanted: usize) -> usize {
+        self.queue.free_at_least(wanted as u16).map_or(0, usize::from)
     }
 }
 

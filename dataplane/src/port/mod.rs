@@ -242,24 +242,25 @@ impl Tx {
 
     /// Publishes what was sent. The copies have run.
     #[inline]
-    pub fn flush(&mut self, notifier: &mut Notifier) -> Health {
+    pub fn flush(&mut self, notifier: &mut Notifier, now_ns: u64) -> Health {
         match self {
             Tx::Vnet(tx) => tx.flush(),
             Tx::Packet(tx) => tx.flush(),
             #[cfg(feature = "dpdk")]
             Tx::Eth(tx) => tx.flush(),
-            Tx::Memif(tx) => tx.flush(notifier),
+            Tx::Memif(tx) => tx.flush(notifier, now_ns),
         }
     }
 
-    /// How many frames certainly fit now; `usize::MAX` where the sink has no visible limit.
+    /// How many frames certainly fit now, looked up only as far as `wanted`; `usize::MAX` where the
+    /// sink has no visible limit.
     #[inline]
-    pub fn free(&mut self) -> usize {
+    pub fn free(&mut self, wanted: usize) -> usize {
         match self {
             Tx::Vnet(_) | Tx::Packet(_) => usize::MAX,
             #[cfg(feature = "dpdk")]
             Tx::Eth(tx) => tx.free(),
-            Tx::Memif(tx) => tx.free(),
+            Tx::Memif(tx) => tx.free(wanted),
         }
     }
 

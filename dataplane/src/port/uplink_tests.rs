@@ -242,7 +242,7 @@ impl Bump {
                     }
                 }
                 list.run();
-                tx.flush(&mut notifier);
+                tx.flush(&mut notifier, 0);
                 for at in 0..burst.len() {
                     rx.release(burst.meta(at).claim, &mut pool);
                 }

@@ -253,7 +253,7 @@ impl State {
             }
         };
         let ready = !rx.poll_is_syscall();
-        let entry = RxEntry {
+        let mut entry = RxEntry {
             iface,
             rx,
             ready,
@@ -263,7 +263,7 @@ impl State {
             leaving: false,
             dead: false,
         };
-        self.idle.watch(index, &entry.rx);
+        self.idle.watch(index, &mut entry.rx);
         self.rxs[index] = Some(entry);
     }
 

@@ -118,10 +118,10 @@ impl State {
         }
         self.list.run();
         self.clock.lap(TurnStage::Copy);
-        let Self { dirty, txs, notifier, handle, .. } = self;
+        let Self { dirty, txs, notifier, handle, now_ns, .. } = self;
         dirty.retain(|&(iface, queue)| {
             let Some(entry) = tx_entry(txs, iface, queue) else { return false };
-            let health = entry.tx.flush(notifier);
+            let health = entry.tx.flush(notifier, *now_ns);
             if health != Health::Good && !entry.dead {
                 entry.dead = true;
                 handle.unwell(iface, health);

@@ -33,10 +33,13 @@ const LONG_SLEEP_MS: u16 = 2;
 const LONG_IDLE: Duration = Duration::from_secs(1);
 /// The longest sleep while a queue has no descriptor to wait on.
 const BLIND_SLEEP: Duration = Duration::from_micros(50);
-/// Busy turns before memif peers are told that we poll.
+/// Turns with packets since the last sleep, after which memif peers are told that we poll: each signal
+/// is a system call of theirs. Fewer are not worth telling all of them, and asking them again.
 const BUSY_TURNS: u32 = 32;
-/// While other queues are busy, descriptors are looked at every so many turns.
-const LOOK_TURNS: u32 = 8;
+/// Between two looks at the descriptors, each a system call: while turns find packets, and while they
+/// do not. A queue that has more to read is read without a look.
+const LOOK_BUSY: Duration = Duration::from_micros(20);
+const LOOK_SPINNING: Duration = Duration::from_micros(4);
 const WAKE: u64 = u64::MAX;
 
 /// See the module.
@@ -48,12 +51,14 @@ pub(super) struct Idle {
     last_work: Instant,
     now: Instant,
     busy_turns: u32,
+    /// Whether the last turn found packets.
+    found: bool,
     armed: bool,
     /// Queues that must be asked with a system call.
     syscall_queues: usize,
     /// Queues that can not wake us.
     blind_queues: usize,
-    turns_since_look: u32,
+    looked: Instant,
     events: Box<[EpollEvent]>,
 }
 
@@ -69,16 +74,18 @@ impl Idle {
             last_work: now,
             now,
             busy_turns: 0,
+            found: false,
             armed: false,
             syscall_queues: 0,
             blind_queues: 0,
-            turns_since_look: 0,
+            looked: now,
             events: vec![EpollEvent::empty(); 64].into_boxed_slice(),
         })
     }
 
-    /// Starts to watch the queue with this index.
-    pub(super) fn watch(&mut self, index: usize, rx: &Rx) {
+    /// Starts to watch the queue with this index. Its peer need not signal before the worker sleeps.
+    pub(super) fn watch(&mut self, index: usize, rx: &mut Rx) {
+        rx.disarm();
         // Peers' eventfds edge-triggered, since we never read them.
         let flags = if rx.poll_is_syscall() {
             self.syscall_queues += 1;
@@ -100,15 +107,14 @@ impl Idle {
         self.blind_queues = self.blind_queues.saturating_sub(usize::from(!removed));
     }
 
-    /// Marks the queues that have something to read.
+    /// Marks the queues that have something to read, in the turn that begins at `now`.
     #[inline]
-    pub(super) fn look(&mut self, rxs: &mut [Option<RxEntry>]) {
-        self.turns_since_look += 1;
-        let busy_elsewhere = self.busy_turns > BUSY_TURNS;
-        if self.syscall_queues == 0 || (busy_elsewhere && self.turns_since_look < LOOK_TURNS) {
+    pub(super) fn look(&mut self, now: Instant, rxs: &mut [Option<RxEntry>]) {
+        let every = if self.found { LOOK_BUSY } else { LOOK_SPINNING };
+        if self.syscall_queues == 0 || now - self.looked < every {
             return;
         }
-        self.turns_since_look = 0;
+        self.looked = now;
         self.wait(EpollTimeout::ZERO, rxs);
     }
 
@@ -116,8 +122,8 @@ impl Idle {
     #[inline]
     pub(super) fn note(&mut self, work: usize, now: Instant, rxs: &mut [Option<RxEntry>]) {
         self.now = now;
-        if work == 0 {
-            self.busy_turns = 0;
+        self.found = work > 0;
+        if !self.found {
             return;
         }
         self.last_work = self.now;
@@ -137,6 +143,7 @@ impl Idle {
 
     /// Sleeps. Returns for how many nanoseconds.
     pub(super) fn sleep(&mut self, rxs: &mut [Option<RxEntry>]) -> u64 {
+        self.busy_turns = 0;
         if !self.armed {
             self.armed = true;
             let mut frames_there = false;

@@ -168,7 +168,7 @@ impl State {
         let now = Instant::now();
         self.now_ns = now.duration_since(self.started).as_nanos() as u64;
         self.faults.look(self.now_ns);
-        self.idle.look(&mut self.rxs);
+        self.idle.look(now, &mut self.rxs);
         let mut work = 0;
         for index in 0..self.rxs.len() {
             work += self.serve(tables, index);
@@ -229,7 +229,7 @@ impl State {
         let mut budget = BURST_PKTS;
         if let Some((out, queue)) = entry.only_sink {
             let free = match tx_entry(&mut self.txs, out, queue) {
-                Some(own) => own.tx.free(),
+                Some(own) => own.tx.free(budget),
                 None => handover::room(&self.peers, tables, out, queue),
             };
             if free == 0 && !entry.waited {

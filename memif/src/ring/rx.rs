@@ -175,7 +175,11 @@ impl RxQueue {
         let (mut slot, mut claimed) = (self.cursor, 0);
         let mut room = out.room().min(max_frames);
         while room != 0 && slot != end {
-            self.ring.prefetch(slot.wrapping_add(PREFETCH_SLOTS));
+            // Never beyond what the peer has filled: it is about to write there, and would have to
+            // take the line back.
+            if end.wrapping_sub(slot) > PREFETCH_SLOTS {
+                self.ring.prefetch(slot.wrapping_add(PREFETCH_SLOTS));
+            }
             let d = self.ring.snapshot(slot);
             let single = d.flags & DESC_FLAG_NEXT == 0;
             if single && d.length.wrapping_sub(1) < self.max_frame_bytes {

@@ -100,6 +100,17 @@ impl TxQueue {
         Ok(self.limit.wrapping_sub(self.cursor()))
     }
 
+    /// The same, but the peer's index is loaded only when fewer than `wanted` are known to be free:
+    /// loading it takes its line from the peer, who writes it next.
+    ///
+    /// # Errors
+    /// The peer's index is impossible.
+    #[inline]
+    pub fn free_at_least(&mut self, wanted: u16) -> Result<u16, Violation> {
+        let known = self.limit.wrapping_sub(self.cursor());
+        if known >= wanted { Ok(known) } else { self.free() }
+    }
+
     /// Reads the peer's index and sets `limit`.
     #[inline]
     pub(super) fn refresh(&mut self) -> Result<(), Violation> {

@@ -2,17 +2,17 @@
 //! own because DPDK starts once per process, and here with what `--copy-engine` gives it.
 #![cfg(feature = "dpdk")]
 
-use std::time::{Duration, Instant};
-
 use dataplane::copy::{Channel, CopyList, DmaCounts, Seg, SegMut, Thresholds, open_all};
 use dataplane::path::testing::{frames, gateway_mac, pod_mac, tables};
 use dataplane::port::memif::{MemifRx, MemifTx};
 use dataplane::port::{Rx, Tx};
 use dataplane::table::IfaceId;
 use dataplane::worker::{Command, Polling, setup};
-use memif::{Address, Answer, ClientConfig, Connection, Connector, Listener, Offer, Progress};
+use pair::pair;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+#[path = "common/pair.rs"]
+mod pair;
+
 const ALL: Thresholds = Thresholds { copy_bytes: 1, burst_copies: 1, burst_bytes: 0 };
 
 fn channel(device: &str) -> Box<dyn Channel> {
@@ -72,29 +72,6 @@ fn a_device_that_can_not_be_had_says_what_to_do() {
     assert!(error.contains("wq9.9"), "{error}");
     let error = open(&["dma:a", "dma:b"], 1).expect_err("one worker");
     assert!(error.contains("2 DMA devices for 1 workers"), "{error}");
-}
-
-/// Client and server of one interface.
-fn pair(name: &str) -> (Connection, Connection) {
-    let mut listener = Listener::bind_abstract(name).expect("the name is free");
-    let config = ClientConfig::new(Address::Abstract(name.to_owned()), 0);
-    let client =
-        std::thread::spawn(|| Connector::new(config).connect_blocking(PATIENCE).expect("connects"));
-    let end = Instant::now() + PATIENCE;
-    let mut handshake = None;
-    let server = loop {
-        assert!(Instant::now() < end, "waited {PATIENCE:?} for a client");
-        let Some(open) = handshake.as_mut() else {
-            handshake = listener.accept().expect("accepts");
-            continue;
-        };
-        match memif::Handshake::on_readable(open, &|_| Answer::Accept(Offer::default())) {
-            Progress::Connected(connection) => break connection,
-            Progress::Pending => std::thread::yield_now(),
-            Progress::Closed(reason) => panic!("{reason}"),
-        }
-    };
-    (client.join().expect("connected"), server)
 }
 
 /// Frames of pods through a whole worker: long bodies by the device, heads and short bodies by the

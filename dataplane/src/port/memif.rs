@@ -276,8 +276,7 @@ impl MemifTx {
         }
         self.asked_ns = now_ns;
         self.unasked = published;
-        let asks =
-            if published { self.queue.seems_to_wait() } else { self.queue.needs_wakeup() };
+        let asks = if published { self.queue.seems_to_wait() } else { self.queue.needs_wakeup() };
         if asks {
             self.unasked = false;
             // Refused: the peer's descriptor is no eventfd any more. It polls or loses.

@@ -174,14 +174,30 @@ impl Run<'_> {
         let due = pace.due(now, sender.sent().frames);
         let frames = (self.plan.burst_frames as u64).min(due) as usize;
         if frames == 0 {
+            self.flush_all(now)?;
             return Ok(0);
         }
         let index = self.next_queue;
         self.next_queue = if index + 1 == sender.queues() { 0 } else { index + 1 };
         let Some((queue, notifier)) = endpoint.port.tx(index) else { return Ok(0) };
         let put = sender.fill(index, queue, frames, now)?;
-        queue.flush(notifier)?;
+        if self.plan.busy {
+            queue.flush_spinning(notifier, now)?;
+        } else {
+            queue.flush(notifier)?;
+        }
         Ok(put)
+    }
+
+    /// Signals a peer that went to sleep just before the last publication.
+    fn flush_all(&mut self, now: u64) -> anyhow::Result<()> {
+        let Some((endpoint, sender)) = &mut self.tx else { return Ok(()) };
+        for index in 0..sender.queues() {
+            if let Some((queue, notifier)) = endpoint.port.tx(index) {
+                queue.flush_spinning(notifier, now)?;
+            }
+        }
+        Ok(())
     }
 
     #[inline]
@@ -201,6 +217,7 @@ impl Run<'_> {
         let mut quiet_since = now_ns();
         loop {
             let now = now_ns();
+            self.flush_all(now)?;
             if now >= deadline || now - quiet_since >= QUIET_NS {
                 return Ok(());
             }

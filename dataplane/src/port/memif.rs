@@ -18,11 +18,6 @@ const DONE: u16 = 1 << 15;
 /// it, and taking it back from its core while we write would cost more than asking in time.
 const AHEAD_SLOTS: u16 = 4;
 
-/// Between two looks whether the peer sleeps: its flag lies in a line that it writes for every burst.
-/// Asking for certain also waits until every copy has reached its cache line, so right after a
-/// publication it is only looked at; a worker without another to make asks.
-const ASK_NS: u64 = 1_000;
-
 /// A ring that the peer fills.
 #[derive(Debug)]
 pub struct MemifRx {
@@ -45,9 +40,6 @@ pub struct MemifTx {
     queue: TxQueue,
     segs: TxSegs,
     violation: Option<Violation>,
-    /// Whether the peer is still to be asked for certain whether it sleeps.
-    unasked: bool,
-    asked_ns: u64,
 }
 
 impl MemifRx {
@@ -179,7 +171,7 @@ impl MemifRx {
 impl MemifTx {
     /// Sends on this ring.
     pub fn new(queue: TxQueue) -> Self {
-        Self { queue, segs: TxSegs::new(), violation: None, unasked: false, asked_ns: 0 }
+        Self { queue, segs: TxSegs::new(), violation: None }
     }
 
     /// Reserves room, writes the head and plans the body.
@@ -268,20 +260,8 @@ impl MemifTx {
             let cause = self.queue.cause().unwrap_or(Violation::Sigbus);
             return Health::Violation(violation_word(cause));
         }
-        let published = self.queue.reserved() > 0;
-        self.queue.publish();
-        self.unasked |= published;
-        if !self.unasked || now_ns.wrapping_sub(self.asked_ns) < ASK_NS {
-            return Health::Good;
-        }
-        self.asked_ns = now_ns;
-        self.unasked = published;
-        let asks = if published { self.queue.seems_to_wait() } else { self.queue.needs_wakeup() };
-        if asks {
-            self.unasked = false;
-            // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
-            let _ = self.queue.signal(notifier);
-        }
+        // Refused: the peer's descriptor is no eventfd any more. It polls or loses.
+        let _ = self.queue.flush_spinning(notifier, now_ns);
         Health::Good
     }
 
@@ -294,7 +274,7 @@ impl MemifTx {
     /// sleep just before the last publication.
     #[inline]
     pub fn backlog(&self) -> bool {
-        self.unasked
+        self.queue.unasked()
     }
 
     /// Slots that are free now, as far as they are `wanted`.

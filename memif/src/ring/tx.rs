@@ -18,6 +18,8 @@ use std::time::Instant;
 /// hundreds of slots.
 const MIN_CAPACITY_BYTES: u32 = 64;
 const PREFETCH_SLOTS: u16 = 8;
+/// Between two looks of a spinning sender whether its peer sleeps.
+const ASK_NS: u64 = 1_000;
 
 /// What became of a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,9 @@ pub struct TxQueue {
     pub(super) own: OwnBuffers,
     pub(super) regions: Arc<Regions>,
     meter: SignalMeter,
+    /// Whether the peer is still to be asked for certain whether it sleeps, and when it was last asked.
+    unasked: bool,
+    asked_ns: u64,
 }
 
 // SAFETY: as for RxQueue.
@@ -63,6 +68,8 @@ impl TxQueue {
             own,
             regions,
             meter: SignalMeter::default(),
+            unasked: false,
+            asked_ns: 0,
         }
     }
 
@@ -315,15 +322,6 @@ impl TxQueue {
         }
     }
 
-    /// Whether the peer was seen to want signals lately: cheap, but what was published a moment ago
-    /// may not be visible yet to a peer that goes to sleep right now. Whoever asks this way asks
-    /// [`needs_wakeup`](Self::needs_wakeup) soon after the last publication.
-    #[inline]
-    #[must_use]
-    pub fn seems_to_wait(&self) -> bool {
-        self.ring.unmasked()
-    }
-
     /// Whether the peer wants a signal for what was published: ask once per burst. Waits until all
     /// of the caller's stores are visible. [`notify`](Self::notify) asks and signals.
     #[inline]
@@ -406,6 +404,42 @@ impl TxQueue {
         }
         self.publish();
         self.notify(notifier)
+    }
+
+    /// As [`flush`](Self::flush), for a sender that spins and calls this in every turn with the time:
+    /// the peer's wish lies in a line that it writes for every burst, and asking for certain waits until
+    /// all that was copied has reached its line. So it is looked at once a microsecond, and asked for
+    /// certain when there was nothing more to publish.
+    ///
+    /// # Errors
+    /// The signal was refused by the kernel; the frames are published nevertheless.
+    #[inline]
+    pub fn flush_spinning(
+        &mut self,
+        notifier: &mut crate::Notifier,
+        now_ns: u64,
+    ) -> std::io::Result<()> {
+        let publishes = self.reserved() > 0;
+        self.publish();
+        self.unasked |= publishes;
+        if !self.unasked || now_ns.wrapping_sub(self.asked_ns) < ASK_NS {
+            return Ok(());
+        }
+        self.asked_ns = now_ns;
+        self.unasked = publishes;
+        let asks = if publishes { self.ring.unmasked() } else { self.needs_wakeup() };
+        if !asks {
+            return Ok(());
+        }
+        self.unasked = false;
+        self.signal(notifier)
+    }
+
+    /// Whether [`flush_spinning`](Self::flush_spinning) must be called again before the sender sleeps.
+    #[inline]
+    #[must_use]
+    pub fn unasked(&self) -> bool {
+        self.unasked
     }
 
     /// Whether the connection is spoilt, see [`crate::RxQueue::poisoned`].

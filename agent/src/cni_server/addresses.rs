@@ -128,7 +128,7 @@ impl Claimer<'_> {
             home: home_of(network),
             configured: if asked.own { self.configured.clone() } else { PoolLists::default() },
             attachment_definition: definition.as_ref().map(|(ns, n)| (ns.as_str(), n.as_str())),
-            application: None,
+            application: self.asker.application.as_ref(),
             master_addresses: None,
         };
         pod::select(self.checked, &context)

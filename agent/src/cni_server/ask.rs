@@ -1,12 +1,14 @@
-//! Which interfaces a call is about: the CNI configuration's own, and those of the pod's annotation.
-//! Pure.
+//! Who asks, and which interfaces a call is about: the CNI configuration's own, and those of the pod's
+//! annotation.
 //!
 //! The annotation `bowline.dev/interfaces` is served on the call for `eth0`, and where Bowline is
 //! chained behind another plugin, whose configuration then names no Network.
 
+use bowline_kube::applications;
 use cni::error::{CniError, code};
 use cni::netconf::{InterfaceOptions, PortMapping, RuntimeConfig};
 use cni::rpc::Request;
+use multinet::auto::Application;
 use multinet::pod::{self, Identity, NetworkSelection, Stickiness, Wish};
 use multinet::rules::Problem;
 use multinet::types::block::Owner;
@@ -42,6 +44,8 @@ pub(super) struct Asker {
     pub(super) node_labels: Labels,
     /// What its claims are made for.
     pub(super) uid: String,
+    /// Whom its automatic pools are made for, where it asks for some.
+    pub(super) application: Option<Application>,
 }
 
 impl Asker {
@@ -55,7 +59,8 @@ impl Asker {
         let (namespace, name) = pod_names(request);
         let found = catalog.pod(snapshot, namespace, name).await;
         let found = found.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
-        let asker = Self::new(snapshot, request, node, &found);
+        let mut asker = Self::new(snapshot, request, node, &found);
+        asker.application = application(catalog, &asker.pod).await?;
         // A runtime without Kubernetes (cnitool) names no pod.
         if catalog.api().is_some() && !request.pod.name.is_empty() {
             same_pod(request, found.pod.as_deref())?;
@@ -85,7 +90,7 @@ impl Asker {
         labels.entry(own_name).or_insert_with(|| namespace_name.to_owned());
         let node = snapshot.get::<Node>(None, node);
         let node_labels = node.map(|n| n.metadata.labels.clone()).unwrap_or_default();
-        Self { pod, namespace, namespace_labels: labels, node_labels, uid }
+        Self { pod, namespace, namespace_labels: labels, node_labels, uid, application: None }
     }
 
     /// Namespace of the pod.
@@ -139,6 +144,24 @@ impl Asker {
         pod.metadata = self.pod.clone();
         pod::identity(&pod, Stickiness::default())
     }
+}
+
+/// The application of a pod that asks for automatic pools. A directory knows the pod's own controller
+/// only.
+async fn application(catalog: &Source, pod: &ObjectMeta) -> Result<Option<Application>, CniError> {
+    if ![pod::SUBNET, pod::SUBNETS].iter().any(|key| pod.annotations.contains_key(*key)) {
+        return Ok(None);
+    }
+    let controller = pod.owner_references.iter().find(|o| o.controller == Some(true)).cloned();
+    let Some(controller) = controller else { return Ok(None) };
+    let namespace = pod.namespace.as_deref().unwrap_or_default();
+    let Some(api) = catalog.api() else {
+        return Ok(Some(applications::application(namespace, controller)));
+    };
+    let what = format!("{} {}", controller.kind, controller.name);
+    let found = applications::outermost(api.store().api().client(), namespace, controller).await;
+    let again = |e| CniError::new(code::TRY_AGAIN_LATER, format!("whom {what} belongs to: {e}"));
+    found.map(Some).map_err(again)
 }
 
 /// Namespace and name of the pod, as the runtime gives them.

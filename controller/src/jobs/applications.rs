@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use bowline_kube::applications::controller_of;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job, JobSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DynamicObject, GroupVersionKind, ListParams};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::api::ListParams;
+use kube::{Api, Client, Resource};
 use multinet::auto::{Application, Wanted};
 use multinet::rules::Problem;
 use multinet::store::StoreError;
@@ -120,7 +121,9 @@ impl BuiltIn {
             let Some(owner) = owners.iter().find(|o| o.controller == Some(true)) else { continue };
             let Err(other) = self.outermost(owner) else { continue };
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            let app = outermost_of_others(client, namespace, other).await?;
+            let kind = other.kind.clone();
+            let app = bowline_kube::applications::outermost(client, namespace, other).await;
+            let app = app.map_err(|e| unavailable(&kind, &e))?;
             found.entry(app.clone()).or_insert_with(|| Found {
                 app,
                 wanted: Wanted::read(&pod.metadata.annotations, None),
@@ -144,82 +147,7 @@ where
     listed.map(|l| l.items).map_err(|e| unavailable(&K::plural(&()), &e))
 }
 
-fn controller_of(meta: &ObjectMeta) -> Option<OwnerReference> {
-    let owner = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
-    Some(OwnerReference {
-        api_version: owner.api_version.clone(),
-        kind: owner.kind.clone(),
-        name: owner.name.clone(),
-        uid: owner.uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: None,
-    })
-}
-
-/// Follows controllers of other kinds outwards, as far as they can be read.
-async fn outermost_of_others(
-    client: &Client,
-    namespace: &str,
-    mut reference: OwnerReference,
-) -> Result<Application, StoreError> {
-    while let Some(object) = read(client, namespace, &reference).await? {
-        match controller_of(&object.metadata) {
-            Some(controller) => reference = controller,
-            None => break,
-        }
-    }
-    Ok(Application {
-        api_version: reference.api_version,
-        kind: reference.kind,
-        namespace: namespace.into(),
-        name: reference.name,
-        uid: reference.uid,
-    })
-}
-
 /// Whether an object of another kind is there. One that may not be read counts as living.
 pub(super) async fn lives(client: &Client, app: &Application) -> Result<bool, StoreError> {
-    let reference = OwnerReference {
-        api_version: app.api_version.clone(),
-        kind: app.kind.clone(),
-        name: app.name.clone(),
-        ..OwnerReference::default()
-    };
-    match get(client, &app.namespace, &reference).await {
-        Ok(object) => Ok(object.is_some_and(|o| o.uid().as_deref() == Some(&app.uid))),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
-        Err(error) => Err(unavailable(&app.kind, &error)),
-    }
-}
-
-async fn read(
-    client: &Client,
-    namespace: &str,
-    reference: &OwnerReference,
-) -> Result<Option<DynamicObject>, StoreError> {
-    match get(client, namespace, reference).await {
-        // Kinds of others need rights that whoever installs them grants; without, it is the outermost.
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-        other => other.map_err(|e| unavailable(&reference.kind, &e)),
-    }
-}
-
-async fn get(
-    client: &Client,
-    namespace: &str,
-    reference: &OwnerReference,
-) -> kube::Result<Option<DynamicObject>> {
-    let (group, version) =
-        reference.api_version.split_once('/').unwrap_or(("", &reference.api_version));
-    let kind = GroupVersionKind::gvk(group, version, &reference.kind);
-    let resource = match kube::discovery::pinned_kind(client, &kind).await {
-        Ok((resource, _)) => resource,
-        // Its definition is gone, and so is the object.
-        Err(kube::Error::Discovery(_)) => return Ok(None),
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource)
-        .get_opt(&reference.name)
-        .await
+    bowline_kube::applications::lives(client, app).await.map_err(|e| unavailable(&app.kind, &e))
 }

@@ -6,6 +6,7 @@
 //! | [`object`] | `multinet`'s kinds as the client library wants them |
 //! | [`store`] | compare-and-swap |
 //! | [`watch`] | what changes, as it changes |
+//! | [`applications`] | whom automatic pools are made for |
 //! | `install` | whether Bowline is still wanted |
 //! | `patch` | an annotation, a taint |
 //! | `spiderpool` | whether another allocator is at work |
@@ -16,6 +17,7 @@
 //! have.
 #![forbid(unsafe_code)]
 
+pub mod applications;
 pub mod events;
 mod install;
 pub mod object;

@@ -32,7 +32,7 @@ const DEPLOYMENT: &str = "bowline-controller";
 const TAINT: &str = "bowline.dev/not-ready";
 /// By then a leader that was stopped has given its Lease back, or lost it.
 const STOPPED_WITHIN: Duration = Duration::from_secs(20);
-/// Lost races for one object before giving up: nobody else should write any more.
+/// Looks at a kind before giving up: nobody else should write any more.
 const ATTEMPTS: usize = 20;
 /// The agents' DaemonSet, as the chart calls it.
 const AGENTS: &str = "bowline-agent";
@@ -149,39 +149,36 @@ where
 }
 
 async fn release<R: Resource>(store: &ApiStore) -> anyhow::Result<()> {
-    let all = match store.list::<R>(&LabelSelector::default()).await {
-        Ok(all) => all,
-        // The definition may be gone already.
-        Err(StoreError::Unavailable(why)) if why.contains("does not serve") => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut count = 0;
-    for object in all.into_iter().filter(has_finalizer) {
-        release_one(store, object).await?;
-        count += 1;
+    for _ in 0..ATTEMPTS {
+        let all = match store.list::<R>(&LabelSelector::default()).await {
+            Ok(all) => all,
+            // The definition may be gone already.
+            Err(StoreError::Unavailable(why)) if why.contains("does not serve") => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let held: Vec<R> = all.into_iter().filter(has_finalizer).collect();
+        if held.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(kind = R::KIND, count = held.len(), "finalizers are taken away");
+        for object in held {
+            release_one(store, object).await?;
+        }
     }
-    tracing::info!(kind = R::KIND, count, "finalizers taken away");
-    Ok(())
+    anyhow::bail!("a {} is written by others all the time; stop them and try again", R::KIND)
 }
 
 fn has_finalizer<R: Resource>(object: &R) -> bool {
     object.meta().finalizers.iter().any(|f| FINALIZERS.contains(&f.as_str()))
 }
 
-async fn release_one<R: Resource>(store: &ApiStore, object: R) -> anyhow::Result<()> {
-    let (namespace, name) = (object.meta().namespace.clone(), object.meta().name.clone());
-    let mut object = object;
-    for _ in 0..ATTEMPTS {
-        object.meta_mut().finalizers.retain(|f| !FINALIZERS.contains(&f.as_str()));
-        match store.update(&object).await {
-            Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(()),
-            Err(error) if error.is_race() => {}
-            Err(error) => return Err(error.into()),
+/// A lost race is seen by the next list.
+async fn release_one<R: Resource>(store: &ApiStore, mut object: R) -> anyhow::Result<()> {
+    object.meta_mut().finalizers.retain(|f| !FINALIZERS.contains(&f.as_str()));
+    match store.update(&object).await {
+        Err(error) if !error.is_race() && !matches!(error, StoreError::NotFound { .. }) => {
+            Err(error.into())
         }
-        match store.get::<R>(namespace.as_deref(), &name).await? {
-            Some(fresh) if has_finalizer(&fresh) => object = fresh,
-            _ => return Ok(()),
-        }
+        _ => Ok(()),
     }
-    anyhow::bail!("{} {name} is written by others all the time; stop them and try again", R::KIND)
 }

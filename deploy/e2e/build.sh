@@ -102,6 +102,11 @@ base_images() {
         'data:root:x:0:0:root:/root:/bin/sh\n=/etc/passwd' 'data:root:x:0:\n=/etc/group' $(applets)
     image gomemif localhost/gomemif:1 '["/gomemif"]' '[]' "$BIN/icmp_responder_cb=/gomemif" \
         "$DEB/bin/busybox=/bin/busybox" link:/bin/busybox=/bin/sh
+    # What manifests/documents ask for by this name: something that answers at port 80, and ends when it is told.
+    # shellcheck disable=SC2046
+    image nginx docker.io/library/nginx:latest '["sh","-c","trap exit TERM; httpd -f -p 80 -h /www & wait"]' '[]' \
+        "$DEB/bin/busybox=/bin/busybox" 'data:ok\n=/www/index.html' 'data:root:x:0:0:root:/root:/bin/sh\n=/etc/passwd' \
+        'data:root:x:0:\n=/etc/group' dir:=root $(applets)
     done_step
 }
 

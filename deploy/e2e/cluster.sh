@@ -14,6 +14,11 @@ make_images() {
     local binaries=${BOWLINE_BINARIES:-$ROOT/target/release}
     "$HERE/../images/build.sh" node "$binaries" "$R/images/bowline.tar"
     "$HERE/../images/build.sh" controller "$binaries" "$R/images/bowline-controller.tar"
+    # A memif client for pods, and a shell beside it.
+    # shellcheck disable=SC2046
+    python3 "$HERE/image.py" "$R/images/pktgen.tar" localhost/pktgen:1 '[]' '["sh"]' "$DEB/bin/busybox=/bin/busybox" \
+        link:busybox=/bin/sh link:busybox=/bin/cat "$binaries/bowline-pktgen=/usr/bin/bowline-pktgen" \
+        $("$HERE/../images/libraries.sh" "$binaries/bowline-pktgen")
 }
 
 nodes_ready() { [ "$(kubectl get nodes --no-headers | grep -c ' Ready')" = 2 ]; }

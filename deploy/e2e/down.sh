@@ -17,6 +17,7 @@ for netns in $(namespaces | sort -r); do
     ip netns del "$netns"
 done
 for netns in n1 n2 n3; do
+    umount "$R/$netns/ns/mnt" "$R/$netns/ns" 2>/dev/null
     # A folder goes when its last process is gone, which the kernel does in its own time.
     for _ in $(seq 50); do
         find /sys/fs/cgroup/*/"$NAME-$netns" -depth -type d -exec rmdir {} + 2>/dev/null

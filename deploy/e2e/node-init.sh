@@ -8,6 +8,7 @@ D=$R/n$N
 SOCKET=/run/containerd/containerd.sock
 
 mount_own_files() {
+    [ ! -e /run/is-a-node ] || return 0        # mounts survived
     mount --make-rshared /
     local folder
     for folder in etc opt var; do
@@ -16,6 +17,7 @@ mount_own_files() {
         mount -t overlay -o "lowerdir=/$folder,upperdir=$D/ov/$folder.up,workdir=$D/ov/$folder.work" overlay "/$folder"
     done
     mount -t tmpfs -o mode=755 tmpfs /run
+    touch /run/is-a-node
     mkdir -p /run/{netns,containerd,lock} /var/lib/kubelet /etc/cni/net.d /opt/cni/bin /etc/containerd
     mount --make-shared --bind "$D/kubelet" /var/lib/kubelet
     cp -n "$DEB"/usr/lib/cni/* "$BIN/multus" /opt/cni/bin/
@@ -71,6 +73,7 @@ imageGCLowThresholdPercent: 99
 evictionHard: {memory.available: 100Mi, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}
 makeIPTablesUtilChains: false
 nodeStatusUpdateFrequency: 5s
+registerWithTaints: [{key: bowline.dev/not-ready, effect: NoSchedule}]
 Y
 }
 
@@ -88,6 +91,7 @@ import_images() {
 
 hostname "n$N"
 mount_own_files
+mount -t proc proc /proc
 configure_containerd
 configure_kubelet
 export PATH=$DEB/usr/bin:$DEB/usr/sbin:$PATH LD_LIBRARY_PATH=$DEB/usr/lib/x86_64-linux-gnu

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# node.sh N (1..3): a real Kubernetes node nN (containerd, kubelet, kube-proxy) in network, mount, pid and uts namespaces
-# of its own. `kill -9` of the pid namespace's first process is a power cut (power-cut.sh), node.sh N again is a reboot.
+# node.sh N [keep] (N = 1..3): a real Kubernetes node nN (containerd, kubelet, kube-proxy) in network, mount, pid and uts
+# namespaces of its own. `kill -9` of the pid namespace's first process is a power cut (power-cut.sh), node.sh N again
+# is a reboot.
 #
-#   KEEP_NET=1      the network namespace survives: a crash of everything but the kernel
+#   keep            networks and mounts survive: a crash of everything but the kernel
 #   REFERENCE=1     with the reference plugins (bridge, host-local, portmap) and static routes instead of Bowline
 set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/env.sh"
@@ -41,6 +42,16 @@ J
     done
 }
 
+# Held by a file: what was mounted in the node, networks of pods under /run/netns among it, lives as long as a kernel
+# would hold it.
+make_mounts() {
+    umount "$D/ns/mnt" 2>/dev/null || true
+    # A mount namespace can be bound to a file on a private mount only.
+    mountpoint -q "$D/ns" || { mount --bind "$D/ns" "$D/ns"; mount --make-private "$D/ns"; }
+    touch "$D/ns/mnt"
+    unshare --mount="$D/ns/mnt" --propagation private true
+}
+
 make_cgroups() {   # version 1: the root of this kubelet's in each hierarchy
     local hierarchy file
     for hierarchy in /sys/fs/cgroup/*/; do mkdir -p "${hierarchy%/}/$NS"; done
@@ -49,12 +60,15 @@ make_cgroups() {   # version 1: the root of this kubelet's in each hierarchy
     done
 }
 
-mkdir -p "$D"/{ov,containerd,kubelet,log}
+mkdir -p "$D"/{ov,containerd,kubelet,log,ns}
 until_ok 10 "end of the running node n$N" node_is_off || { echo "bowline: n$N runs; power-cut.sh $N ends it" >&2; exit 1; }
-[ -n "${KEEP_NET:-}" ] || ip netns del "$NS" 2>/dev/null || true
+if [ "${2:-}" != keep ]; then
+    make_mounts
+    ip netns del "$NS" 2>/dev/null || true
+fi
 ip netns list | grep -qw "^$NS" || { until_ok 10 "free link v$N" sh -c "! ip -n $CPNS link show v$N"; make_netns; }
 [ -z "${REFERENCE:-}" ] || use_reference
 make_cgroups
-nohup nsenter --net="/run/netns/$NS" unshare --mount --propagation private --pid --fork --kill-child --uts --mount-proc \
+nohup nsenter --net="/run/netns/$NS" --mount="$D/ns/mnt" unshare --pid --fork --kill-child --uts \
     "$HERE/node-init.sh" "$N" > "$D/log/node.log" 2>&1 9>&- &
 echo $! > "$D/pid"

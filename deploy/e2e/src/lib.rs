@@ -93,6 +93,28 @@ impl Cluster {
         self.run("in-node.sh", &[&node.to_string(), "sh", "-c", command])
     }
 
+    /// A shell command of the node's own programs in the network of a pod there, which is known by
+    /// its address.
+    ///
+    /// # Errors
+    /// No pod there has the address, or the command failed.
+    pub fn in_pod_network(&self, node: u8, address: &str, command: &str) -> anyhow::Result<String> {
+        let find = format!(
+            "for ns in $(ls /run/netns | grep ^cni-); do
+                ip -n $ns -o address | grep -qwF {address} && exec nsenter --net=/run/netns/$ns sh -c \"$1\"
+            done; echo no pod of this node has {address} >&2; exit 1"
+        );
+        self.run("in-node.sh", &[&node.to_string(), "sh", "-c", &find, "sh", command])
+    }
+
+    /// A shell command beside the nodes, in the world outside.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn outside(&self, command: &str) -> anyhow::Result<String> {
+        self.run("in-cp.sh", &["sh", "-c", command])
+    }
+
     /// Waits until this pod is ready.
     ///
     /// # Errors

@@ -62,6 +62,19 @@ fn rolled(cluster: &Cluster) -> anyhow::Result<()> {
 /// nodes; the NIC is the kernel's again.
 pub(crate) fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.kubectl("delete pod --all --timeout=60s")?;
+    // One of each kind that waits for its finalizer.
+    cluster.apply(
+        "apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderSubnet
+metadata: {name: last}
+spec: {subnet: 10.9.0.0/24, ips: [10.9.0.10-10.9.0.20]}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderReservedIP
+metadata: {name: last}
+spec: {ips: [10.9.0.15]}
+",
+    )?;
     helm(cluster, &format!("uninstall bowline -n {SYSTEM} --wait --timeout 120s"))?;
     eventually("Bowline's pods are gone", MINUTE, || {
         Ok(cluster.kubectl(&format!("-n {SYSTEM} get pods -o name"))?.is_empty())

@@ -2,13 +2,17 @@
 //! all cases, in this order; `cargo test -p bowline-e2e --test cluster -- WORD` runs those whose
 //! name holds WORD. `KEEP=1` leaves the cluster running, and takes one that runs.
 
+mod automatic;
 mod chart;
 mod deaths;
+mod documents;
 mod lifecycle;
 mod networks;
 mod power;
 mod services;
+mod third_party;
 mod tokens;
+mod traffic;
 mod workloads;
 
 use std::time::Instant;
@@ -33,17 +37,31 @@ const INSIDE: &[Case] = &[
     ("probes_logs_exec_and_the_node_reach_eth0", workloads::node_reaches_pods),
     ("a_pod_reaches_the_api_server", workloads::api_server),
     ("twins_on_two_networks_never_meet", networks::isolation),
-    ("a_memif_waits_for_its_client", networks::memif),
+    ("forged_tunnels_enter_no_network", traffic::forged_tunnels_enter_no_network),
+    ("a_memif_serves_a_client", networks::memif),
     ("multus_attaches_a_memif", networks::multus),
     ("macvlan_takes_bowlines_addresses", networks::macvlan),
+    ("both_families_and_large_datagrams", traffic::both_families_and_large_datagrams),
+    ("local_policy_keeps_the_client", traffic::local_policy_keeps_the_client),
     ("services_reach_pods", services::one_of_each),
-    // Before the next one, which asks for what it must not have.
-    ("nothing_is_asked_for_without_a_grant", tokens::grants_are_used),
+    ("documents_are_applied_as_they_are", documents::are_applied_as_they_are),
+    ("documents_underlay_pods_reach_services", documents::underlay_pods_reach_services),
+    ("documents_addresses_follow_the_zone", documents::addresses_follow_the_zone),
+    ("documents_excerpts_come_true", documents::excerpts_come_true),
+    ("documents_go_without_a_trace", documents::go_without_a_trace),
+    ("every_kind_has_its_pool", automatic::every_kind_has_its_pool),
+    ("clone_sets_have_pools", third_party::clone_sets_have_pools),
+    ("machines_keep_their_addresses", third_party::machines_keep_their_addresses),
+    ("other_plugins_tell_their_prefixes", third_party::other_plugins_tell_their_prefixes),
+    ("nothing_is_asked_for_without_a_grant", tokens::grants_suffice),
     ("a_nodes_token_is_worth_its_node", tokens::worth_its_node),
     ("pods_come_and_go_while_processes_die", deaths::one_by_one),
     ("a_power_cut_leaks_no_address", power::cut_and_reboot),
+    ("a_crash_of_all_but_the_kernel_leaks_none", power::crash_of_all_but_the_kernel),
     ("upgrade_and_rollback", lifecycle::upgrade_and_rollback),
     ("uninstall_leaves_nothing", lifecycle::uninstall),
+    // What the cases above did is what the chart grants.
+    ("every_right_is_used", tokens::grants_are_needed),
 ];
 
 fn main() {

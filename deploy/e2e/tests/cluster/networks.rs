@@ -1,10 +1,15 @@
 //! Interfaces on Networks of people's own.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
-use bowline_e2e::{Cluster, SYSTEM, text};
+use bowline_e2e::{Cluster, SYSTEM, eventually, text};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Makes `blue` and `red` with the pods of the demo, once.
-fn demo(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) fn demo(cluster: &Cluster) -> anyhow::Result<()> {
     for file in ["networks.yaml", "pods.yaml"] {
         let path = cluster.scripts().join("manifests").join(file);
         cluster
@@ -37,42 +42,75 @@ pub(crate) fn isolation(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The data plane has a memif for the pod, the pod a socket of the interface's name and its description.
+/// A client in the pod takes the queues that the annotation grants, and answers pings from the other
+/// node in both families; the pod's status says where its socket is.
 pub(crate) fn memif(cluster: &Cluster) -> anyhow::Result<()> {
     demo(cluster)?;
-    let sockets = cluster.exec("blue-memif", "cat /proc/net/unix")?;
-    ensure!(sockets.contains("@memif1"), "no socket @memif1 in the pod: {sockets}");
-    let part = cluster.part("dataplane", 2)?;
-    let shown =
-        cluster.kubectl(&format!("-n {SYSTEM} exec {part} -- bowline -o json get interfaces"))?;
-    let shown: serde_json::Value = serde_json::from_str(&shown)?;
-    let all = shown.as_array().or_else(|| shown["interfaces"].as_array());
-    let all = all.context("no list of interfaces")?;
-    let is_ours = |i: &&serde_json::Value| i.to_string().contains("blue-memif");
-    let ours = all.iter().find(is_ours).context("no interface of blue-memif")?.to_string();
-    ensure!(ours.contains("memif"), "{ours}");
+    eventually("the client is connected with two queues each way", SOON, || {
+        let ours = interface(cluster, "blue-memif")?;
+        ensure!(
+            ours["kind"] == "memif" && ours["link"] == "up" && ours["queues"] == "2/2",
+            "{ours}"
+        );
+        Ok(true)
+    })?;
+    for to in ["10.0.0.21", "fd00::21"] {
+        ensure!(
+            answers(cluster, "blue-1", to),
+            "blue-1 gets no answer of the memif client at {to}"
+        );
+        ensure!(!answers(cluster, "red-1", to), "red-1 reaches blue's memif at {to}");
+    }
     let pod = cluster.get("pod blue-memif")?;
     let status = text(&pod, "/metadata/annotations/bowline.dev~1network-status")?;
     ensure!(status.contains("@memif1") && status.contains("10.0.0.21"), "{status}");
     Ok(())
 }
 
-/// Multus' real binary calls Bowline for `blue@memif1`, as an annotation of Multus asks.
+/// What the data plane of node 2 says of the memif of a pod there.
+fn interface(cluster: &Cluster, pod: &str) -> anyhow::Result<Value> {
+    let part = cluster.part("dataplane", 2)?;
+    let shown =
+        cluster.kubectl(&format!("-n {SYSTEM} exec {part} -- bowline -o json get interfaces"))?;
+    let shown: Value = serde_json::from_str(&shown)?;
+    let pod = format!("default/{pod}");
+    let is_ours = |i: &&Value| i["pod"] == *pod && i["network"] == "blue";
+    let found = shown.as_array().into_iter().flatten().find(is_ours);
+    found.cloned().with_context(|| format!("no interface of {pod} on blue: {shown}"))
+}
+
+/// Multus' real binary calls Bowline for `blue@memif1`, by the definition that the controller made of
+/// the Network; a client connects, and Multus' status tells where.
 pub(crate) fn multus(cluster: &Cluster) -> anyhow::Result<()> {
     demo(cluster)?;
     crate::services::use_multus(cluster)?;
-    cluster.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: by-multus, annotations: {{k8s.v1.cni.cncf.io/networks: 'default/blue@memif1'}}}}
-spec: {}
-",
-        crate::workloads::SLEEPER
-    ))?;
-    let ready = cluster.ready("pod/by-multus");
-    let sockets = ready.and_then(|()| cluster.exec("by-multus", "cat /proc/net/unix"));
+    eventually("the controller's definition of blue", SOON, || {
+        cluster.kubectl("get network-attachment-definition blue").map(|_| true)
+    })?;
+    let pods = cluster.scripts().join("manifests/pods.yaml");
+    let pods = std::fs::read_to_string(&pods).with_context(|| pods.display().to_string())?;
+    let client = pods.split("---").last().context("no pod with a memif")?;
+    let begin = client.find("    bowline.dev/interfaces").context("no annotation")?;
+    let end = client.find("spec:").context("no spec")?;
+    let annotation =
+        "    k8s.v1.cni.cncf.io/networks: '[{\"name\": \"blue\", \"interface\": \"memif1\",
+      \"ips\": [\"10.0.0.22\", \"fd00::22\"]}]'\n";
+    let client = format!("{}{annotation}{}", &client[..begin], &client[end..])
+        .replace("blue-memif", "by-multus")
+        .replace("10.0.0.21", "10.0.0.22")
+        .replace("fd00::21", "fd00::22")
+        .replace("-queues 2", "-queues 1");
+    cluster.apply(&client)?;
+    let served = cluster.ready("pod/by-multus").and_then(|()| {
+        eventually("the client answers", SOON, || Ok(answers(cluster, "blue-1", "10.0.0.22")))?;
+        cluster.get("pod by-multus")
+    });
     crate::services::drop_multus(cluster)?;
-    ensure!(sockets?.contains("@memif1"), "Multus' pod has no socket @memif1");
+    let pod = served?;
+    let status = text(&pod, "/metadata/annotations/k8s.v1.cni.cncf.io~1network-status")?;
+    ensure!(status.contains("default/blue") && status.contains("10.0.0.22"), "{status}");
+    let own = text(&pod, "/metadata/annotations/bowline.dev~1network-status")?;
+    ensure!(own.contains("@memif1"), "nobody tells where the socket is: {own}");
     cluster.kubectl("delete pod by-multus --timeout=60s").map(drop)
 }
 

@@ -1,6 +1,6 @@
 //! A node that loses its power.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -11,6 +11,15 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// After power cut and reboot the node's pods run again, no two of them share an address, and every
 /// address that is held has its pod.
 pub(crate) fn cut_and_reboot(cluster: &Cluster) -> anyhow::Result<()> {
+    start_again(cluster, &["2"])
+}
+
+/// The same when all processes die and the kernel lives on, with networks and mounts of what is dead.
+pub(crate) fn crash_of_all_but_the_kernel(cluster: &Cluster) -> anyhow::Result<()> {
+    start_again(cluster, &["2", "keep"])
+}
+
+fn start_again(cluster: &Cluster, node: &[&str]) -> anyhow::Result<()> {
     cluster.apply(&format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -23,15 +32,16 @@ spec:
         crate::workloads::SLEEPER
     ))?;
     cluster.kubectl("rollout status deployment/power --timeout=60s")?;
+    let before = sandboxes(cluster)?;
     cluster.run("power-cut.sh", &["2"])?;
-    cluster.run("node.sh", &["2"])?;
+    cluster.run("node.sh", node)?;
     // The kubelet says what its pods are only when it is back: until then the old status stands.
     eventually("every pod's sandbox is a new one", PATIENCE, || {
-        let running = cluster.on_node(2, "ls /run/netns | grep -c '^cni-' || true")?;
+        let running = sandboxes(cluster)?;
         let wanted =
             cluster.get("pods -A --field-selector spec.nodeName=n2,spec.hostNetwork=false")?;
         let wanted = wanted["items"].as_array().map_or(0, Vec::len);
-        Ok(running.trim().parse::<usize>()? == wanted)
+        Ok(running.is_disjoint(&before) && running.len() == wanted)
     })?;
     cluster.kubectl("wait --for=condition=Ready node/n2 --timeout=60s")?;
     cluster.ready("pod -l app=power")?;
@@ -43,6 +53,12 @@ spec:
     }
     cluster.kubectl("delete deployment/power --timeout=60s")?;
     eventually("no address is held without a pod", PATIENCE, || no_address_leaks(cluster))
+}
+
+/// The networks of node 2's pods.
+fn sandboxes(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
+    let list = cluster.on_node(2, "ls /run/netns | grep '^cni-' || true")?;
+    Ok(list.lines().map(str::to_owned).collect())
 }
 
 /// Each held address is a pod's that exists, under its UID, and one pod's only.

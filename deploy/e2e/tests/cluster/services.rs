@@ -13,13 +13,8 @@ pub(crate) fn one_of_each(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// Makes Multus the nodes' CNI, with Bowline's configuration as its delegate.
 pub(crate) fn use_multus(cluster: &Cluster) -> anyhow::Result<()> {
-    for file in ["nad-crd.yaml", "nad-blue.yaml"] {
-        let path = cluster.scripts().join("manifests").join(file);
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        bowline_e2e::eventually(file, std::time::Duration::from_secs(20), || {
-            cluster.apply(&text).map(|()| true)
-        })?;
-    }
+    let path = cluster.scripts().join("manifests/nad-crd.yaml");
+    cluster.apply(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
     for node in [1, 2] {
         cluster.run("multus.sh", &[&node.to_string(), "on"])?;
     }

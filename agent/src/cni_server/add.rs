@@ -383,7 +383,7 @@ impl Add<'_> {
         attachment.result = Some(result.clone());
         server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
         server.confirm_later(attachment);
-        network_status::tell(server, attachment);
+        network_status::tell(server, &self.asker, attachment);
         fault::reached("confirmed");
         Ok(result)
     }

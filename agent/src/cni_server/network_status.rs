@@ -6,6 +6,7 @@ use std::sync::Arc;
 use multinet::types::mac::Mac;
 use serde_json::{Value, json};
 
+use super::ask::Asker;
 use super::device_info;
 use super::server::CniServer;
 use crate::catalog::ApiCatalog;
@@ -18,9 +19,10 @@ const OWN: &str = "bowline.dev/network-status";
 const COMMON: &str = "k8s.v1.cni.cncf.io/network-status";
 
 /// Tells, in the background: nothing waits for an annotation.
-pub(super) fn tell(server: &CniServer, attachment: &Attachment) {
+pub(super) fn tell(server: &CniServer, asker: &Asker, attachment: &Attachment) {
     let Some(api) = server.core.catalog.api() else { return };
-    let (namespace, name) = attachment.pod();
+    // Not the owner's: a virtual machine's claims have the machine's name.
+    let (namespace, name) = (asker.namespace_name(), &asker.pod.name);
     let sandbox = &attachment.key.container_id;
     let all = server.core.attachments();
     let of_pod = all.iter().filter(|a| a.key.container_id == *sandbox && a.phase == Phase::Ready);
@@ -31,7 +33,7 @@ pub(super) fn tell(server: &CniServer, attachment: &Attachment) {
         annotations[COMMON] = text.into();
     }
     let uid = attachment.owner.key();
-    tokio::spawn(write(api.clone(), namespace.to_owned(), name.to_owned(), uid, annotations));
+    tokio::spawn(write(api.clone(), namespace.to_owned(), name.clone(), uid, annotations));
 }
 
 async fn write(

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use multinet::ipam::{
     self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, modify, plan_free_record,
 };
-use multinet::pod::Stickiness;
+use multinet::pod::{Stickiness, machine_of};
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{Entry, Owner};
 use multinet::types::core::{Node, Pod};
@@ -115,9 +115,11 @@ impl Reclaim {
     ) -> Result<Option<&'static str>, StoreError> {
         let mut pods = BTreeMap::new();
         if let Some(Owner::Pod { namespace, name, .. }) = &entry.owner {
-            let pod = tools.store.get::<Pod>(Some(namespace), name).await?;
-            pods.extend(pod.map(|pod| ((namespace.clone(), name.clone()), pod)));
-            // A machine's launcher has a name of its own.
+            // A machine is no pod's name: its launcher has one of its own.
+            if machine_of(name).is_none() {
+                let pod = tools.store.get::<Pod>(Some(namespace), name).await?;
+                pods.extend(pod.map(|pod| ((namespace.clone(), name.clone()), pod)));
+            }
             let launchers = tools.world.pods.read();
             let owned = launchers.iter().filter(|((at, _), pod)| {
                 at == namespace

@@ -190,5 +190,7 @@ spec: {{podCIDRType: {kind}}}
     choose("cluster")?;
     status("overlayPodCIDR", "[\"10.244.0.0/16\"")?;
     cluster.kubectl("delete spidercoordinator default --timeout=60s")?;
-    cluster.kubectl(&format!("delete --timeout=60s -f {}", path.display())).map(drop)
+    cluster
+        .kubectl(&format!("delete --ignore-not-found --timeout=60s -f {}", path.display()))
+        .map(drop)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// `a ← b` of docs/architecture.md, as (b, a): b uses a.
-const ARROWS: [(&str, &str); 21] = [
+const ARROWS: [(&str, &str); 22] = [
     ("bowline-dataplane", "bowline-wire"),
     ("bowline-dataplane", "bowline-dpdk"),
     ("bowline-dpdk", "bowline-dpdk-sys"),
@@ -27,6 +27,8 @@ const ARROWS: [(&str, &str); 21] = [
     ("bowline-bench", "bowline-demo"),
     ("bowline-bench", "bowline-pktgen"),
     ("bowline-bench", "bowline-wire"),
+    // With the feature `conformance` alone, which no product has.
+    ("multinet", "bowline-judge"),
     // The C ABI of the library.
     ("memif-capi", "memif"),
 ];

@@ -1,34 +1,15 @@
-//! The API store against a real API server: the suite that every store must pass, and what only an
-//! API server can do to it.
-
-mod common;
+//! What only an API server can do to a store.
 
 use std::net::IpAddr;
 
 use bowline_kube::{ApiStore, Change, Selection, follow, follow_specs};
-use common::{Loss, lossy_client};
 use futures::StreamExt;
-use multinet::conformance;
-use multinet::ipam::{self, ClaimError, Holder};
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::core::Namespace;
 use multinet::types::meta::LabelSelector;
 use multinet::types::pool::{IPPoolSpec, IPPoolStatus, SpiderIPPool};
 use testapi::{TestApi, User};
-
-#[test]
-fn the_api_store_conforms() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (_api, client) = runtime.block_on(async {
-        let api = TestApi::start(&[]).await;
-        api.install_crds().await;
-        let client = api.client("admin").await;
-        (api, client)
-    });
-    let handle = runtime.handle();
-    conformance::check(|| ApiStore::new(client.clone()), &|future| handle.block_on(future));
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_answer_is_unavailable_and_says_what_to_do() {
@@ -99,59 +80,4 @@ async fn a_pools_status_is_not_fetched_again_and_again() {
     let pool = store.update(&pool).await.unwrap();
     let Some(Change::Set(told)) = changes.next().await else { panic!("no change") };
     assert_eq!(told.spec, pool.spec);
-}
-
-/// Requests lost before and after they took place, one at a time, until a run ends untouched.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_request_loses_no_address_and_gives_none_twice() {
-    let api = TestApi::start(&[]).await;
-    api.install_crds().await;
-    let judge = ApiStore::new(api.client("admin").await);
-    for after_commit in [false, true] {
-        let mut untouched = None;
-        for n in 1..60 {
-            let loss = Loss::nth(n, after_commit);
-            let store = ApiStore::new(lossy_client(api.config("admin").await, &loss));
-            let domain = format!("lost-{n}-{after_commit}");
-            come_and_go(&store, &domain).await;
-            common::judge(&judge, &domain).await;
-            if !loss.happened() {
-                untouched = Some(n);
-                break;
-            }
-        }
-        let n = untouched.expect("a run without loss ends the search");
-        assert!(n > 5, "only {n} requests in a run: the loss was never looked at");
-    }
-}
-
-/// Four pods come, two of them go, each call repeated until it has an answer.
-async fn come_and_go(store: &ApiStore, domain: &str) {
-    for pod in 0..4 {
-        let request = common::request(pod);
-        loop {
-            match ipam::claim(store, domain, std::slice::from_ref(&request), 1).await {
-                Ok(_) => break,
-                Err(ClaimError::Store(StoreError::Unavailable(_))) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-    for pod in 0..2 {
-        let request = common::request(pod);
-        let holder = Holder {
-            owner: Some(&request.owner),
-            sandbox_id: &request.sandbox_id,
-            interface: None,
-        };
-        loop {
-            let released =
-                ipam::modify(store, domain, |view| ipam::plan_release(view, holder, 2)).await;
-            match released {
-                Ok(_) => break,
-                Err(StoreError::Unavailable(_)) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
 }

@@ -1,14 +1,15 @@
 //! Many agents at once: as many pods as addresses, each with several interfaces of both families; all
-//! are made, deleted and made again under new names.
+//! are made, deleted and made again under new names, and calls go wrong meanwhile.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::judge::Event;
-use super::watched::{Run, Watched};
-use super::{BlockOn, candidate};
-use crate::ipam::{Holder, Request, claim, modify, plan_confirm, plan_release};
+use judge::{Event, Told};
+
+use super::watched::{Run, Trouble, Watched};
+use super::{Ground, candidate};
+use crate::ipam::{
+    ClaimError, Holder, MAX_ATTEMPTS, Request, claim, modify, plan_confirm, plan_release,
+};
 use crate::range::Family;
 use crate::store::Store;
 use crate::types::block::Owner;
@@ -22,61 +23,100 @@ pub struct Crowd {
     pub pods: u32,
     /// Interfaces of each pod, each in a Network of its own.
     pub interfaces: u32,
+    /// About one call in so many goes wrong: lost before or after it is done, refused, stale, or the
+    /// agent's last. 0: none does.
+    pub trouble_every: u32,
 }
 
-/// Puts a store through it. Every `open` gives another handle to the same store.
+/// Puts a store through it.
 ///
 /// # Panics
 /// With what the store does wrong.
-pub fn crowd<S: Store>(open: impl Fn() -> S + Sync, block_on: BlockOn<'_>, crowd: Crowd) {
-    let run = Arc::new(Run::default());
-    let total = usize::try_from(crowd.agents * crowd.pods).unwrap_or(usize::MAX);
-    for generation in 0..2 {
-        let given = everyone(crowd, |agent| {
-            let store = Watched { inner: open(), run: run.clone() };
-            let mut given = Vec::new();
-            block_on(Box::pin(async {
-                for pod in pods(crowd, agent, generation) {
-                    given.extend(pod.add(&store, crowd).await);
-                }
-            }));
-            given
-        });
-        let distinct: BTreeSet<_> = given.iter().collect();
-        let expected = total * 2 * crowd.interfaces as usize;
-        assert_eq!((given.len(), distinct.len()), (expected, expected), "given, and distinct");
-        assert_eq!(run.holders().len(), expected, "the store holds what was given");
-        everyone(crowd, |agent| {
-            let store = Watched { inner: open(), run: run.clone() };
-            block_on(Box::pin(async {
-                for pod in pods(crowd, agent, generation) {
-                    pod.del(&store, &run, crowd).await;
-                }
-            }));
-            Vec::new()
-        });
-        assert_eq!(run.holders().len(), 0, "nobody is left");
+pub fn crowd<S: Store>(ground: Ground<'_, S>, crowd: Crowd) {
+    if let Some(history) = ground.history {
+        history(); // of others
     }
+    let every = crowd.trouble_every;
+    let trouble = if every == 0 { Trouble::None } else { Trouble::Every(every) };
+    let run = Arc::new(Run::with(trouble));
+    let expected = (crowd.agents * crowd.pods * crowd.interfaces * 2) as usize;
+    for generation in 0..2 {
+        let up = everyone(
+            ground,
+            &run,
+            crowd,
+            |store, mut pod| {
+                (ground.block_on)(Box::pin(async {
+                    pod.add(store, &run).await;
+                }));
+                pod
+            },
+            pods(crowd, generation),
+        );
+        let told: Vec<&Told> = up.iter().flat_map(|pod| &pod.told).collect();
+        assert_eq!(told.len(), expected, "given");
+        settle(ground, &run, &told);
+        everyone(
+            ground,
+            &run,
+            crowd,
+            |store, pod| {
+                (ground.block_on)(Box::pin(async { pod.del(store, &run).await }));
+                pod
+            },
+            up,
+        );
+        settle(ground, &run, &[]);
+    }
+    assert_eq!(run.struck() > 0, every > 0, "calls that went wrong");
 }
 
-/// What every agent's thread brings.
-fn everyone(crowd: Crowd, work: impl Fn(u32) -> Vec<(u32, IpAddr)> + Sync) -> Vec<(u32, IpAddr)> {
-    let work = &work;
+fn settle<S>(ground: Ground<'_, S>, run: &Run, told: &[&Told]) {
+    run.compare(ground.history);
+    let holders = run.holders();
+    judge::settled(&holders, told.iter().copied()).unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+/// Each agent's thread works on its pods, one after the other.
+fn everyone<S: Store>(
+    ground: Ground<'_, S>,
+    run: &Arc<Run>,
+    crowd: Crowd,
+    work: impl Fn(&Watched<S>, CrowdPod) -> CrowdPod + Sync,
+    pods: Vec<CrowdPod>,
+) -> Vec<CrowdPod> {
+    let (work, mut pods) = (&work, pods.into_iter());
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..crowd.agents).map(|agent| scope.spawn(move || work(agent))).collect();
+        let mut threads = Vec::new();
+        for _agent in 0..crowd.agents {
+            let own: Vec<CrowdPod> = pods.by_ref().take(crowd.pods as usize).collect();
+            threads.push(scope.spawn(move || {
+                let store = Watched::new((ground.open)(), run);
+                own.into_iter().map(|pod| work(&store, pod)).collect::<Vec<_>>()
+            }));
+        }
         threads.into_iter().flat_map(|t| t.join().expect("an agent failed")).collect()
     })
 }
 
-fn pods(crowd: Crowd, agent: u32, generation: u32) -> impl Iterator<Item = CrowdPod> {
-    let name = move |pod| CrowdPod { name: format!("{generation}-{agent}-{pod}"), agent };
-    (0..crowd.pods).map(name)
+/// Every agent's pods, agent by agent.
+fn pods(crowd: Crowd, generation: u32) -> Vec<CrowdPod> {
+    let agents = (0..crowd.agents).flat_map(|agent| (0..crowd.pods).map(move |pod| (agent, pod)));
+    let pod = |(agent, pod)| {
+        let name = format!("{generation}-{agent}-{pod}");
+        CrowdPod { crowd, name, agent, sandbox: 0, told: Vec::new() }
+    };
+    agents.map(pod).collect()
 }
 
 struct CrowdPod {
+    crowd: Crowd,
     name: String,
     agent: u32,
+    /// How many sandboxes it had before.
+    sandbox: u32,
+    /// What the ADD that succeeded returned.
+    told: Vec<Told>,
 }
 
 impl CrowdPod {
@@ -85,53 +125,85 @@ impl CrowdPod {
         Owner::Pod { namespace: "ns".into(), name: self.name.clone(), uid }
     }
 
-    /// Exactly as many addresses as pods; each Network has addresses of its own for the judge's sake.
-    fn requests(&self, interface: u32, crowd: Crowd) -> [Request; 2] {
-        let last = crowd.agents * crowd.pods - 1;
-        let four = format!(
-            "10.{}.0.0-10.{}.{}.{}",
-            100 + interface,
-            100 + interface,
-            last / 256,
-            last % 256
-        );
+    fn sandbox(&self) -> String {
+        format!("sandbox-{}-{}", self.name, self.sandbox)
+    }
+
+    /// Exactly as many addresses as pods.
+    fn requests(&self, interface: u32) -> [Request; 2] {
+        let last = self.crowd.agents * self.crowd.pods - 1;
+        let net = 100 + interface;
+        let four = format!("10.{net}.0.0-10.{net}.{}.{}", last / 256, last % 256);
         let six = format!("fd{interface:02x}::-fd{interface:02x}::{last:x}");
         [(Family::V4, four), (Family::V6, six)].map(|(family, range)| Request {
             owner: self.owner(),
             interface: format!("net{interface}"),
             family,
-            sandbox_id: format!("sandbox-{}", self.name),
+            sandbox_id: self.sandbox(),
             node: format!("n{}", self.agent),
             candidates: vec![candidate(family, &range)],
             exact: None,
             sticky: false,
-            cluster_nodes: crowd.agents,
+            cluster_nodes: self.crowd.agents,
         })
     }
 
-    async fn add<S: Store>(&self, store: &S, crowd: Crowd) -> Vec<(u32, IpAddr)> {
-        let mut given = Vec::new();
-        for interface in 0..crowd.interfaces {
-            let requests = self.requests(interface, crowd);
-            let claims = claim(store, &network(interface), &requests, 1).await;
-            let claims = claims.unwrap_or_else(|e| panic!("{e}"));
-            given.extend(claims.iter().map(|c| (interface, c.address)));
+    /// As the kubelet does: after a failed ADD the DEL of its sandbox, and another sandbox.
+    async fn add<S: Store>(&mut self, store: &Watched<S>, run: &Run) {
+        for _ in 0..MAX_ATTEMPTS {
+            store.revive();
+            match self.claim_all(store, run.now_ms()).await {
+                Ok(told) => {
+                    told.iter().for_each(|t| run.note(Event::Told(t.clone())));
+                    self.told = told;
+                    return;
+                }
+                // What a stale list shows as held may be free.
+                Err(error) => assert!(self.crowd.trouble_every > 0, "{error}"),
+            }
+            self.del(store, run).await;
+            self.sandbox += 1;
         }
-        given
+        panic!("{} got no address in {MAX_ATTEMPTS} sandboxes", self.name);
     }
 
-    async fn del<S: Store>(&self, store: &S, run: &Run, crowd: Crowd) {
-        let (owner, sandbox) = (self.owner(), format!("sandbox-{}", self.name));
+    async fn claim_all<S: Store>(
+        &self,
+        store: &Watched<S>,
+        now_ms: u64,
+    ) -> Result<Vec<Told>, ClaimError> {
+        let mut told = Vec::new();
+        for interface in 0..self.crowd.interfaces {
+            let network = network(interface);
+            let claims = claim(store, &network, &self.requests(interface), now_ms).await?;
+            told.extend(claims.iter().map(|claim| Told {
+                uid: self.owner().key(),
+                sandbox: self.sandbox(),
+                network: network.clone(),
+                address: claim.address.to_string(),
+            }));
+        }
+        Ok(told)
+    }
+
+    async fn del<S: Store>(&self, store: &Watched<S>, run: &Run) {
+        let (owner, sandbox) = (self.owner(), self.sandbox());
         run.note(Event::MayRelease { uid: owner.key(), sandbox: sandbox.clone() });
         let holder = Holder { owner: Some(&owner), sandbox_id: &sandbox, interface: None };
-        for interface in 0..crowd.interfaces {
+        for interface in 0..self.crowd.interfaces {
             let network = network(interface);
-            let released = modify(store, &network, |view| {
-                plan_confirm(view, holder, 2);
-                plan_release(view, holder, 2)
-            });
-            // What an attempt that lost its second race wrote counts no more in the last one.
-            released.await.unwrap_or_else(|e| panic!("{e}"));
+            loop {
+                store.revive();
+                let now_ms = run.now_ms();
+                let released = modify(store, &network, |view| {
+                    plan_confirm(view, holder, now_ms);
+                    plan_release(view, holder, now_ms)
+                });
+                match released.await {
+                    Ok(_) => break,
+                    Err(error) => assert!(self.crowd.trouble_every > 0, "{error}"),
+                }
+            }
         }
     }
 }

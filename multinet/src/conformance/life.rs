@@ -1,56 +1,60 @@
-//! One life of a few pods, with the n-th write going wrong, n = 1 until a run ends untouched: the write's
-//! request lost, its answer lost, the agent dead before it, dead after it. In each life a DEL of an
-//! older sandbox comes late, a pod is made anew under its old name while the old one still ends, and
-//! two controllers that both believe they lead free the same records.
+//! One life of a few pods, with the n-th write or list going wrong, n = 1 until a run ends untouched. In
+//! each life a DEL of an older sandbox comes late, a pod is made anew under its old name while the old
+//! one still ends, and two controllers that both believe they lead free the same records, each from
+//! what it remembers.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::judge::Event;
-use super::watched::{FAULTS, Run, Watched};
-use super::{BlockOn, candidate};
+use judge::{Event, Told};
+
+use super::watched::{FAULTS, Fault, Run, Trouble, Watched};
+use super::{Ground, candidate};
 use crate::ipam::{
-    ClaimError, Holder, Request, claim, load, modify, plan_confirm, plan_free_record, plan_release,
+    ClaimError, Holder, Request, View, claim, modify, plan_confirm, plan_free_record, plan_release,
 };
 use crate::range::Family;
 use crate::store::Store;
-use crate::types::block::{Entry, Owner};
+use crate::types::block::{AddressBlock, Entry, NETWORK_LABEL, Owner};
+use crate::types::meta::LabelSelector;
 
 /// Two blocks of IPv4 and one of IPv6: a claim is several writes.
 const FOUR: &str = "10.7.0.60-10.7.0.67";
 const SIX: &str = "fd07::10-fd07::17";
-/// Far above the writes of one life.
-const MOST_WRITES: u32 = 1_000;
+/// Far above the calls of one life.
+const MOST_CALLS: u32 = 1_000;
 
-pub(super) fn lost_writes<S: Store>(open: &(impl Fn() -> S + Sync), block_on: BlockOn<'_>) {
+pub(super) fn lost_calls<S: Store>(ground: Ground<'_, S>) {
     for fault in FAULTS {
-        let mut n = 0;
-        loop {
-            n += 1;
-            assert!(n < MOST_WRITES, "a life has no end");
-            let run = Arc::new(Run::failing(n, fault));
-            let network = format!("life-{}-{n}", format!("{fault:?}").to_lowercase());
-            let seen = run.clone();
-            let node = Node {
-                store: Watched { inner: open(), run: run.clone() },
-                run,
-                network,
-                sandboxes: AtomicU32::new(0),
-            };
-            block_on(Box::pin(async { node.live().await }));
-            if !seen.struck() {
-                break;
-            }
-        }
+        let mut calls = (1..MOST_CALLS).step_by(ground.step);
+        let untouched = calls.find(|n| !one_life(ground, *n, fault));
+        let n = untouched.expect("a life without fault ends the search");
+        assert!(n > 5, "{fault:?} could strike only {n} times: it was never looked at");
     }
 }
 
+/// Whether the fault came about.
+fn one_life<S: Store>(ground: Ground<'_, S>, n: u32, fault: Fault) -> bool {
+    if let Some(history) = ground.history {
+        history(); // of others
+    }
+    let run = Arc::new(Run::with(Trouble::Nth(n, fault)));
+    let network = format!("life-{}-{n}", format!("{fault:?}").to_lowercase());
+    let handle = || Watched::new((ground.open)(), &run);
+    let (agent, controllers) = (handle(), [handle(), handle()]);
+    let sandboxes = AtomicU32::new(0);
+    let life = Life { run: run.clone(), network, agent, controllers, sandboxes };
+    (ground.block_on)(Box::pin(async { life.live().await }));
+    run.compare(ground.history);
+    run.struck() > 0
+}
+
 /// A node's kubelet and agent, and two controllers.
-struct Node<S> {
-    store: Watched<S>,
+struct Life<S> {
     run: Arc<Run>,
     network: String,
+    agent: Watched<S>,
+    controllers: [Watched<S>; 2],
     sandboxes: AtomicU32,
 }
 
@@ -58,7 +62,7 @@ struct Node<S> {
 struct Up {
     uid: &'static str,
     sandbox: String,
-    addresses: Vec<IpAddr>,
+    told: Vec<Told>,
 }
 
 fn owner(uid: &str) -> Owner {
@@ -66,11 +70,12 @@ fn owner(uid: &str) -> Owner {
     Owner::Pod { namespace: "ns".into(), name: "pod".into(), uid: uid.into() }
 }
 
-impl<S: Store> Node<S> {
+impl<S: Store> Life<S> {
     async fn live(&self) {
         let first = self.add("one").await;
         let again = self.add("one").await;
-        assert_eq!(first.addresses, again.addresses, "a new sandbox keeps the addresses");
+        let addresses = |up: &Up| up.told.iter().map(|t| t.address.clone()).collect::<Vec<_>>();
+        assert_eq!(addresses(&first), addresses(&again), "a new sandbox keeps the addresses");
         self.del(first.uid, &first.sandbox).await;
         self.check(&[&again]);
 
@@ -82,22 +87,19 @@ impl<S: Store> Node<S> {
         // Both controllers have seen these records; then the pod gets a new sandbox.
         let inspected = self.records("two").await;
         let renewed = self.add("two").await;
-        for _controller in 0..2 {
-            self.free(&inspected).await;
-        }
+        self.both_free(&inspected).await;
         self.check(&[&renewed]);
         let inspected = self.records("two").await;
-        self.free(&inspected).await;
+        self.both_free(&inspected).await;
         self.check(&[]);
         let third = self.add("three").await;
-        self.free(&inspected).await;
+        self.both_free(&inspected).await;
         self.check(&[&third]);
         self.del(third.uid, &third.sandbox).await;
         self.check(&[]);
     }
 
     fn may_release(&self, uid: &str, sandbox: &str) {
-        self.run.revive();
         self.run.note(Event::MayRelease { uid: uid.into(), sandbox: sandbox.into() });
     }
 
@@ -120,13 +122,20 @@ impl<S: Store> Node<S> {
         loop {
             let number = self.sandboxes.fetch_add(1, Ordering::Relaxed);
             let sandbox = format!("sandbox-{number}");
-            self.run.revive();
+            self.agent.revive();
             let requests = self.requests(uid, &sandbox);
-            match claim(&self.store, &self.network, &requests, 1).await {
+            match claim(&self.agent, &self.network, &requests, self.run.now_ms()).await {
                 Ok(claims) => {
-                    let addresses = claims.iter().map(|c| c.address).collect();
                     if self.confirm(uid, &sandbox).await {
-                        return Up { uid, sandbox, addresses };
+                        let told = claims.iter().map(|claim| Told {
+                            uid: uid.into(),
+                            sandbox: sandbox.clone(),
+                            network: self.network.clone(),
+                            address: claim.address.to_string(),
+                        });
+                        let told: Vec<Told> = told.collect();
+                        told.iter().for_each(|t| self.run.note(Event::Told(t.clone())));
+                        return Up { uid, sandbox, told };
                     }
                 }
                 Err(ClaimError::Store(_)) => {}
@@ -139,35 +148,51 @@ impl<S: Store> Node<S> {
     async fn confirm(&self, uid: &str, sandbox: &str) -> bool {
         let owner = owner(uid);
         let holder = Holder { owner: Some(&owner), sandbox_id: sandbox, interface: None };
-        modify(&self.store, &self.network, |view| plan_confirm(view, holder, 2)).await.is_ok()
+        let now_ms = self.run.now_ms();
+        modify(&self.agent, &self.network, |view| plan_confirm(view, holder, now_ms)).await.is_ok()
     }
 
     async fn del(&self, uid: &str, sandbox: &str) {
         let owner = owner(uid);
         let holder = Holder { owner: Some(&owner), sandbox_id: sandbox, interface: None };
         loop {
+            self.agent.revive();
             self.may_release(uid, sandbox);
-            let done = modify(&self.store, &self.network, |view| plan_release(view, holder, 3));
+            let now_ms = self.run.now_ms();
+            let done = modify(&self.agent, &self.network, |v| plan_release(v, holder, now_ms));
             if done.await.is_ok() {
                 return;
             }
         }
     }
 
+    /// What both controllers see that a pod has.
     async fn records(&self, uid: &str) -> Vec<Entry> {
-        let view = load(&self.store, &self.network).await.expect("reading is not disturbed");
-        let own = view.entries(|e| e.state.is_held() && e.owner.as_ref() == Some(&owner(uid)));
-        own.map(|(_, e)| e.clone()).collect()
+        let selector = LabelSelector::label(NETWORK_LABEL, &self.network);
+        let mut records = Vec::new();
+        for controller in &self.controllers {
+            let blocks = controller.look::<AddressBlock>(&selector).await.expect("undisturbed");
+            let view = View::new(&self.network, blocks);
+            let own = view.entries(|e| e.state.is_held() && e.owner.as_ref() == Some(&owner(uid)));
+            records = own.map(|(_, e)| e.clone()).collect();
+        }
+        records
     }
 
-    async fn free(&self, inspected: &[Entry]) {
-        for record in inspected {
-            let uid = record.owner.as_ref().map(Owner::key).unwrap_or_default();
-            loop {
-                self.may_release(&uid, &record.sandbox_id);
-                let free = |view: &mut crate::ipam::View| plan_free_record(view, record, 4);
-                if modify(&self.store, &self.network, free).await.is_ok() {
-                    break;
+    /// Each controller frees what was inspected, beginning with what it remembers.
+    async fn both_free(&self, inspected: &[Entry]) {
+        for controller in &self.controllers {
+            controller.look_away();
+            for record in inspected {
+                let uid = record.owner.as_ref().map(Owner::key).unwrap_or_default();
+                loop {
+                    let now_ms = self.run.now_ms();
+                    let free = |view: &mut View| plan_free_record(view, record, now_ms);
+                    controller.revive();
+                    self.may_release(&uid, &record.sandbox_id);
+                    if modify(controller, &self.network, free).await.is_ok() {
+                        break;
+                    }
                 }
             }
         }
@@ -176,14 +201,7 @@ impl<S: Store> Node<S> {
     /// Pods that are up hold what they were told, and nobody holds anything else.
     fn check(&self, up: &[&Up]) {
         let holders = self.run.holders();
-        let told = up.iter().flat_map(|pod| pod.addresses.iter().map(move |a| (a, pod)));
-        let mut count = 0;
-        for (address, pod) in told {
-            let holder = holders.get(&address.to_string());
-            let expected = (pod.uid.to_string(), pod.sandbox.clone());
-            assert_eq!(holder, Some(&expected), "{address} of {} in {}", pod.uid, self.network);
-            count += 1;
-        }
-        assert_eq!(holders.len(), count, "leaked in {}: {holders:?}", self.network);
+        let told = up.iter().flat_map(|pod| &pod.told);
+        judge::settled(&holders, told).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
 }

@@ -4,13 +4,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod` | compare-and-swap as such; a few agents at once |
-//! | `life` | every write of a few pods' lives lost, before and after it is done |
+//! | `life` | every call of a few pods' lives going wrong, in every way |
 //! | `crowd` | a hundred agents, as many pods as addresses |
-//! | `watched` | a store that writes down and loses writes |
-//! | `judge` | what may happen to addresses: JSON alone, nothing of this crate |
+//! | `watched` | a store whose writes the judge is told, and which goes wrong |
+//!
+//! The judge is a crate of its own, `deploy/e2e/judge`, which uses nothing of this one.
 
 mod crowd;
-mod judge;
 mod life;
 mod watched;
 
@@ -31,18 +31,42 @@ pub use crowd::{Crowd, crowd};
 /// Runs one future to its end, as the store's users do.
 pub type BlockOn<'a> = &'a (dyn Fn(Pin<Box<dyn Future<Output = ()> + Send + '_>>) + Sync);
 
+/// Every version of the AddressBlocks since the last call, as the store's own history has them.
+pub type History<'a> = &'a (dyn Fn() -> Vec<judge::Version> + Sync);
+
+/// A store under test.
+#[expect(missing_debug_implementations, reason = "it holds closures")]
+pub struct Ground<'a, S> {
+    /// Gives another handle to the same, initially empty store.
+    pub open: &'a (dyn Fn() -> S + Sync),
+    /// Called from several threads.
+    pub block_on: BlockOn<'a>,
+    /// Where the store keeps one.
+    pub history: Option<History<'a>>,
+    /// In each life one call goes wrong: every n-th, where this is 1; else only every so many-th, where
+    /// lives take their time.
+    pub step: usize,
+}
+
+impl<S> Clone for Ground<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Ground<'_, S> {}
+
 /// Network of the objects that the suite makes.
 const NETWORK: &str = "conformance";
 
-/// Puts a store through the suite. Every `open` gives another handle to the same, initially empty
-/// store; `block_on` is called from several threads.
+/// Puts a store through the suite.
 ///
 /// # Panics
 /// With what the store does wrong.
-pub fn check<S: Store>(open: impl Fn() -> S + Sync, block_on: BlockOn<'_>) {
-    compare_and_swap(&open, block_on);
-    concurrent_claims(&open, block_on);
-    life::lost_writes(&open, block_on);
+pub fn check<S: Store>(ground: Ground<'_, S>) {
+    compare_and_swap(&ground.open, ground.block_on);
+    concurrent_claims(&ground.open, ground.block_on);
+    life::lost_calls(ground);
 }
 
 /// A pool of one range.

@@ -1,4 +1,5 @@
-//! The store in memory conforms; a store that forgets to compare does not.
+//! The store in memory conforms; a store that forgets to compare does not. `BOWLINE_STORE_FULL=1`: with a
+//! thousand pods instead of a hundred.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -15,13 +16,30 @@ fn at_once(mut future: Pin<Box<dyn Future<Output = ()> + Send + '_>>) {
 #[test]
 fn the_memory_store_conforms() {
     let store = Arc::new(MemoryStore::new());
-    check(|| store.clone(), &at_once);
+    check(Ground { open: &|| store.clone(), block_on: &at_once, history: None, step: 1 });
+}
+
+/// What `make mutants` runs: of a rule that is off the judge must speak.
+#[test]
+fn lives_go_on_whatever_goes_wrong() {
+    let store = Arc::new(MemoryStore::new());
+    life::lost_calls(Ground {
+        open: &|| store.clone(),
+        block_on: &at_once,
+        history: None,
+        step: 1,
+    });
 }
 
 #[test]
-fn a_hundred_agents_share_a_hundred_addresses() {
-    let store = Arc::new(MemoryStore::new());
-    crowd(|| store.clone(), &at_once, Crowd { agents: 100, pods: 1, interfaces: 1 });
+fn a_hundred_agents_share_as_many_addresses_as_pods() {
+    let full = std::env::var_os("BOWLINE_STORE_FULL").is_some();
+    let (pods, interfaces) = if full { (10, 3) } else { (1, 1) };
+    for trouble_every in [0, 13] {
+        let store = Arc::new(MemoryStore::new());
+        let ground = Ground { open: &|| store.clone(), block_on: &at_once, history: None, step: 1 };
+        crowd(ground, Crowd { agents: 100, pods, interfaces, trouble_every });
+    }
 }
 
 /// Writes whatever it is given over whatever is there.
@@ -64,6 +82,6 @@ impl Store for Careless {
 #[should_panic] // by an agent, by the count, or by the judge: whoever notices first
 fn a_store_that_does_not_compare_is_found_out_by_a_crowd() {
     let store = Careless(Arc::new(MemoryStore::new()));
-    let many = Crowd { agents: 16, pods: 16, interfaces: 1 };
-    crowd(|| store.clone(), &at_once, many);
+    let many = Crowd { agents: 16, pods: 16, interfaces: 1, trouble_every: 0 };
+    crowd(Ground { open: &|| store.clone(), block_on: &at_once, history: None, step: 1 }, many);
 }

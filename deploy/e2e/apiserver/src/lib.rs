@@ -14,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 mod crds;
+mod history;
 mod process;
+mod proxy;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -27,6 +29,9 @@ use kube::{Client, Config};
 use tempfile::TempDir;
 
 use process::Process;
+
+pub use history::History;
+pub use proxy::{Loss, LossyProxy};
 
 /// A busy machine with two cores takes a third of this.
 const READY_WITHIN: Duration = Duration::from_secs(90);

@@ -57,9 +57,6 @@ pub fn ping(endpoint: &mut Endpoint, plan: &PingPlan) -> anyhow::Result<PingRepo
             next = now + plan.interval;
             deadline = now + plan.patience;
         }
-        if now >= deadline {
-            break;
-        }
         endpoint.poll_or_nap()?;
         for pong in endpoint.host.take_pongs() {
             let known = pong.id == id && pong.from == plan.dst;
@@ -70,6 +67,10 @@ pub fn ping(endpoint: &mut Endpoint, plan: &PingPlan) -> anyhow::Result<PingRepo
                 total_us += us;
                 report.max_us = report.max_us.max(us);
             }
+        }
+        // Judged after the poll: a thread that was not scheduled meanwhile has replies waiting.
+        if now >= deadline {
+            break;
         }
     }
     report.mean_us = total_us / f64::from(report.received.max(1));

@@ -131,6 +131,22 @@ fn by_dpdk_af_xdp_over_ip4() {
     nodes_and_pods_talk("net_af_xdp", "", V4);
 }
 
+/// An agent writes down what it is told at once, and an uplink without tunnel ends takes the node's
+/// tunnels away from all others until it asks again.
+#[test]
+fn the_first_greeting_after_a_kill_is_told_the_tunnel_ends() {
+    let wire = Wire::new(1520, true);
+    let mut a = Node::start_in(Some(&wire.a), "--uplink up0=packet");
+    for _ in 0..5 {
+        a.kill();
+        let uplink = a.restart().uplinks.remove(0);
+        let mut ends: Vec<_> = uplink.vteps.iter().map(|end| end.addr.len()).collect();
+        ends.sort_unstable();
+        assert_eq!(ends, [4, 16], "{uplink:?}");
+        assert_eq!(uplink.mtu, 1520);
+    }
+}
+
 #[test]
 fn a_gateway_a_new_mac_and_a_kill() {
     let wire = Wire::new(1520, true);

@@ -174,7 +174,7 @@ async fn serve(config: Config, stop: watch::Receiver<bool>) -> Result<(), Error>
         tokio::spawn(crate::observe::metrics::serve(listener, ask.clone()));
     }
     let (socket, polling) = (config.socket.clone(), config.polling);
-    let (control, threads) = build(config, ask.clone(), asks, stop)?;
+    let (control, threads) = build(config, ask.clone(), asks, stop).await?;
     tokio::spawn(async move {
         if let Err(error) = descriptors::serve(fds_listener, ask).await {
             tracing::error!(%error, "the descriptor socket is no longer served");
@@ -201,7 +201,7 @@ async fn serve(config: Config, stop: watch::Receiver<bool>) -> Result<(), Error>
 }
 
 /// Tables with the uplinks, workers with their queues, and the actor above them.
-fn build(
+async fn build(
     config: Config,
     ask: mpsc::Sender<super::Ask>,
     asks: mpsc::Receiver<super::Ask>,
@@ -238,7 +238,7 @@ fn build(
     // The node has its network: the rest is not urgent.
     let _ = priority::ordinary();
     let (tunnel_ends, wanted) = watch::channel(underlay::Wanted::default());
-    let underlay = underlay::start(exits, wanted).map_err(system("netlink socket"))?;
+    let underlay = underlay::start(exits, wanted).await.map_err(system("netlink socket"))?;
     let facts = Facts {
         boot_id: boot_id(),
         router_mac: config.router_mac,

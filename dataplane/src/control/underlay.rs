@@ -100,11 +100,13 @@ pub struct Underlay {
     missed: bool,
 }
 
-/// Starts following. The netlink socket belongs to the caller's network namespace.
+/// Starts following, once the node's links and addresses are known: whoever greets this process is
+/// told the node's tunnel ends, and an answer without them would cost the node all its tunnels. The
+/// netlink socket belongs to the caller's network namespace.
 ///
 /// # Errors
 /// The socket can not be made.
-pub fn start(
+pub async fn start(
     exits: Vec<Exit>,
     wanted: watch::Receiver<Wanted>,
 ) -> std::io::Result<watch::Receiver<View>> {
@@ -118,8 +120,7 @@ pub fn start(
     ];
     let (connection, handle, events) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(connection);
-    let (publish, views) = watch::channel(View::default());
-    let underlay = Underlay {
+    let mut underlay = Underlay {
         handle,
         exits,
         links: HashMap::new(),
@@ -128,6 +129,11 @@ pub fn start(
         routes: BTreeMap::new(),
         missed: false,
     };
+    if let Err(error) = underlay.read_all().await {
+        tracing::error!(%error, "can not read the node's links and neighbours: no tunnels");
+        underlay.missed = true;
+    }
+    let (publish, views) = watch::channel(underlay.view());
     tokio::spawn(underlay.run(events, wanted, publish));
     Ok(views)
 }
@@ -144,9 +150,6 @@ impl Underlay {
         mut wanted: watch::Receiver<Wanted>,
         publish: watch::Sender<View>,
     ) {
-        if let Err(error) = self.read_all().await {
-            tracing::error!(%error, "can not read the node's links and neighbours: no tunnels");
-        }
         let mut refresh = tokio::time::interval(REFRESH);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut routes_stale = true;

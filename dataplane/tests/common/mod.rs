@@ -131,9 +131,13 @@ impl Node {
         node
     }
 
-    fn wait_until_ready(&mut self) {
+    /// The first answer that there is.
+    fn wait_until_ready(&mut self) -> api::HelloReply {
         let start = Instant::now();
-        while self.try_hello().is_none() {
+        loop {
+            if let Some(hello) = self.try_hello() {
+                return hello;
+            }
             if let Some(status) = self.child.try_wait().expect("a child") {
                 panic!("the data plane ended: {status}");
             }
@@ -148,10 +152,10 @@ impl Node {
         self.child.wait().expect("a child");
     }
 
-    /// Starts it again with the same folder and arguments.
-    pub fn restart(&mut self) {
+    /// Starts it again with the same folder and arguments. The answer to the first greeting.
+    pub fn restart(&mut self) -> api::HelloReply {
         self.child = spawn(self.netns.as_deref(), self.folder.path(), &self.args);
-        self.wait_until_ready();
+        self.wait_until_ready()
     }
 
     /// Asks it to stop and waits. The exit status.

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use bowline_demo::binaries::{Binaries, Uplink};
 use bowline_demo::checks::survive::Probes;
-use bowline_demo::checks::{drops, isolation, reach, throughput};
+use bowline_demo::checks::{drops, isolation, reach, recover, throughput};
 use bowline_demo::clean;
 use bowline_demo::cluster::Cluster;
 use bowline_demo::lab::process::wait_for;
@@ -35,6 +35,9 @@ enum Command {
         /// What --keep starts in the background.
         #[arg(long, hide = true)]
         kept: bool,
+        /// How often a data plane is killed, the nodes' in turn.
+        #[arg(long, default_value_t = 1)]
+        kills: u32,
         /// Where the report and the logs go.
         #[arg(long, default_value = "target/demo")]
         out: PathBuf,
@@ -45,8 +48,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Run { uplink, keep: true, kept: false, out } => run_in_background(uplink, &out),
-        Command::Run { uplink, kept, out, .. } => run(uplink, kept, &out),
+        Command::Run { uplink, keep: true, kept: false, kills, out } => {
+            run_in_background(uplink, kills, &out)
+        }
+        Command::Run { uplink, kept, kills, out, .. } => run(uplink, kept, kills, &out),
         Command::Clean => clean_up(),
     };
     match done {
@@ -76,7 +81,7 @@ fn ensure_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(uplink: Uplink, keep: bool, out: &Path) -> anyhow::Result<bool> {
+fn run(uplink: Uplink, keep: bool, kills: u32, out: &Path) -> anyhow::Result<bool> {
     ensure_root()?;
     let begun = Instant::now();
     // What a killed predecessor left would be in the way.
@@ -94,7 +99,7 @@ fn run(uplink: Uplink, keep: bool, out: &Path) -> anyhow::Result<bool> {
     );
     let mut cluster = Cluster::build(Binaries::beside_this(&out)?, uplink, 2)?;
     let probes = Probes::start(&cluster.nodes[0], &cluster.nodes[1])?;
-    let pods = match prove(&mut cluster, &probes, &mut report) {
+    let pods = match prove(&mut cluster, &probes, kills, &mut report) {
         Ok(pods) => pods,
         Err(error) => {
             report.check("the demo runs to its end", "yes", &format!("{error:#}"), false);
@@ -130,7 +135,12 @@ fn conclude(report: &Report, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prove(cluster: &mut Cluster, probes: &Probes, report: &mut Report) -> anyhow::Result<Vec<Pod>> {
+fn prove(
+    cluster: &mut Cluster,
+    probes: &Probes,
+    kills: u32,
+    report: &mut Report,
+) -> anyhow::Result<Vec<Pod>> {
     cluster.start()?;
     settle();
     probes.end("start of the data planes", report);
@@ -140,7 +150,10 @@ fn prove(cluster: &mut Cluster, probes: &Probes, report: &mut Report) -> anyhow:
     throughput::check_tcp(&pods, report)?;
     throughput::check_memif(&pods, report)?;
     drops::check(cluster, "", report)?;
-    kill_dataplane(cluster, &pods, probes, report)?;
+    for kill in 1..=kills {
+        kill_dataplane(cluster, &pods, probes, kill, report)?;
+    }
+    reach::check(&pods, " after the restart", report)?;
     drops::check(cluster, " after the restart", report)?;
     Ok(pods)
 }
@@ -173,18 +186,24 @@ fn kill_dataplane(
     cluster: &Cluster,
     pods: &[Pod],
     probes: &Probes,
+    kill: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     probes.begin();
-    let process = cluster.nodes[0].dataplane()?;
+    let node = &cluster.nodes[(kill as usize + 1) % cluster.nodes.len()];
+    let process = node.dataplane()?;
+    let starts = process.starts();
+    let killed = Instant::now();
     process.kill()?;
+    // The dead one answers nothing from here on.
     wait_for("the data plane's restart", Duration::from_secs(5), || {
         process.check()?;
-        Ok(process.starts() >= 2 && process.pid().is_some())
+        Ok(process.starts() > starts && process.pid().is_some())
     })?;
-    settle();
-    probes.end("kill -9 of node1's data plane", report);
-    reach::check(pods, " after the restart", report)
+    let what = format!("kill -9 of {}'s data plane", node.name);
+    recover::check(pods, killed, &format!(", {what}"), report)?;
+    probes.end(&what, report);
+    Ok(())
 }
 
 fn print_hints(cluster: &Cluster, pods: &[Pod]) {
@@ -202,12 +221,13 @@ fn print_hints(cluster: &Cluster, pods: &[Pod]) {
 
 /// Runs the demo in a session of its own, so that it outlives this terminal, and waits until it has
 /// said all that it has to say.
-fn run_in_background(uplink: Uplink, out: &Path) -> anyhow::Result<bool> {
+fn run_in_background(uplink: Uplink, kills: u32, out: &Path) -> anyhow::Result<bool> {
     ensure_root()?;
     let own = std::env::current_exe().context("finding this program")?;
     let mut demo = std::process::Command::new("setsid")
         .arg(own)
-        .args(["run", "--keep", "--kept", "--uplink", uplink.name(), "--out"])
+        .args(["run", "--keep", "--kept", "--uplink", uplink.name()])
+        .args(["--kills", &kills.to_string(), "--out"])
         .arg(out)
         .stdin(Stdio::null())
         .spawn()

@@ -3,5 +3,6 @@
 pub mod drops;
 pub mod isolation;
 pub mod reach;
+pub mod recover;
 pub mod survive;
 pub mod throughput;

@@ -4,12 +4,18 @@ use crate::catalog::Network;
 use crate::lab::shell;
 use crate::pod::Pod;
 use crate::report::Report;
+use bowline_pktgen::endpoint::Endpoint;
 use bowline_pktgen::ping::{PingPlan, ping};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An address that exists in red alone.
 const RED_ONLY: [&str; 2] = ["10.0.0.99", "fd00::99"];
+/// How long a pod asks whom it must reach, and whom it must not.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE_IN_VAIN: Duration = Duration::from_secs(1);
+/// Between two requests.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// What one pod asked of another.
 #[derive(Debug)]
@@ -17,6 +23,7 @@ struct Question<'a> {
     from: &'a Pod,
     to: String,
     dst: IpAddr,
+    patience: Duration,
 }
 
 /// Pings between all pairs of a Network, and from blue to an address that only red has. `when` ends
@@ -33,9 +40,10 @@ pub fn check(pods: &[Pod], when: &str, report: &mut Report) -> anyhow::Result<()
     for dst in RED_ONLY {
         let dst: IpAddr = dst.parse()?;
         let blue = pods.iter().filter(|p| p.plan.network == Network::Blue);
+        let patience = PATIENCE_IN_VAIN;
         let questions: Vec<_> =
-            blue.map(|from| Question { from, to: format!("red's {dst}"), dst }).collect();
-        let silent = ask_all(&questions.iter().collect::<Vec<_>>())?.len();
+            blue.map(|from| Question { from, to: format!("red's {dst}"), dst, patience }).collect();
+        let silent = ask_all(&questions)?.len();
         let (all, found) = (questions.len(), questions.len() - silent);
         let name = format!("reach: blue to {dst} of red alone{when}");
         let expected = format!("0 of {all} answered");
@@ -54,26 +62,26 @@ fn check_pairs(
     let mut questions = vec![];
     for from in &members {
         for to in members.iter().filter(|to| to.plan.name != from.plan.name) {
-            questions.push(Question { from, to: to.plan.name.into(), dst: to.address(ipv4)? });
+            let (name, dst) = (to.plan.name.into(), to.address(ipv4)?);
+            questions.push(Question { from, to: name, dst, patience: PATIENCE });
         }
     }
-    // A busy machine may lose both pings of a pair: whoever stayed silent is asked once more.
-    let silent = ask_all(&ask_all(&questions.iter().collect::<Vec<_>>())?)?;
+    let silent = ask_all(&questions)?;
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let name = format!("reach: {} pods, all pairs, {family}{when}", network.name());
     let all = questions.len();
     let found = format!("{} of {all} pairs", all - silent.len());
     report.check(&name, &format!("{all} of {all} pairs"), &found, silent.is_empty());
-    for Question { from, to, dst } in silent {
+    for Question { from, to, dst, .. } in silent {
         println!("    no answer: {} to {to} ({dst})", from.plan.name);
     }
     Ok(())
 }
 
 /// Asks from all pods at once; the answer lists those that stayed silent.
-fn ask_all<'q, 'p>(questions: &[&'q Question<'p>]) -> anyhow::Result<Vec<&'q Question<'p>>> {
+fn ask_all<'q, 'p>(questions: &'q [Question<'p>]) -> anyhow::Result<Vec<&'q Question<'p>>> {
     let mut by_source: Vec<Vec<&Question<'_>>> = vec![];
-    for &question in questions {
+    for question in questions {
         match by_source.iter_mut().find(|l| l[0].from.plan.name == question.from.plan.name) {
             Some(list) => list.push(question),
             None => by_source.push(vec![question]),
@@ -95,17 +103,7 @@ fn ask_in_turn<'q, 'p>(questions: &[&'q Question<'p>]) -> anyhow::Result<Vec<&'q
     for &question in questions {
         let answered = match &question.from.station {
             None => ask_from_tap(question),
-            Some(station) => {
-                let plan = PingPlan {
-                    dst: question.dst,
-                    count: 2,
-                    interval: Duration::from_millis(50),
-                    payload_bytes: 56,
-                    patience: Duration::from_millis(500),
-                };
-                // A neighbour that nobody answers for is silence, too.
-                ping(&mut station.borrow(), &plan).is_ok_and(|r| r.received > 0)
-            }
+            Some(station) => ask_from_memif(question, &mut station.borrow()),
         };
         if !answered {
             silent.push(question);
@@ -114,9 +112,30 @@ fn ask_in_turn<'q, 'p>(questions: &[&'q Question<'p>]) -> anyhow::Result<Vec<&'q
     Ok(silent)
 }
 
+fn ask_from_memif(question: &Question<'_>, endpoint: &mut Endpoint) -> bool {
+    let deadline = Instant::now() + question.patience;
+    let plan = PingPlan {
+        dst: question.dst,
+        count: 1,
+        interval: EVERY,
+        payload_bytes: 56,
+        patience: EVERY,
+    };
+    loop {
+        // A neighbour that nobody answers for is silence, too.
+        if ping(endpoint, &plan).is_ok_and(|report| report.received > 0) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+    }
+}
+
 fn ask_from_tap(question: &Question<'_>) -> bool {
-    let netns = question.from.netns.name();
-    // -c 2 answered once is enough: the first may wait for a neighbour.
-    let line = format!("ip netns exec {netns} ping -n -q -c 2 -i 0.05 -W 0.5 {}", question.dst);
-    shell::run(&line).is_ok()
+    let (netns, dst) = (question.from.netns.name(), question.dst);
+    // Asks on until one answer has come, or the time is over.
+    let (every, limit) = (EVERY.as_secs_f64(), question.patience.as_secs());
+    shell::run(&format!("ip netns exec {netns} ping -n -q -c 1 -i {every} -w {limit} {dst}"))
+        .is_ok()
 }

@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code attacks mutants demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
+.PHONY: help deps build test test-code attacks mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -41,6 +41,10 @@ attacks: ## Every attack on memif, ten million bystander frames each (half an ho
 mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test
 	deploy/mutants/run
+
+guest: build ## Take a PCI NIC over in an emulated machine with an IOMMU (minutes)
+	@$(DEPS) guest
+	dataplane/tests/guest/run.sh
 
 demo: build ## Two nodes, overlapping networks, proof of isolation (UPLINK=packet, KEEP=1)
 	@$(DEPS) demo

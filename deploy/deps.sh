@@ -1,7 +1,7 @@
 #!/bin/bash
 # Checks for what a make target needs and installs what Debian has of it.
 #
-#   deploy/deps.sh build|run|demo|bench|test|kube ...
+#   deploy/deps.sh build|run|demo|bench|test|kube|guest ...
 #
 # Says what it does; what it cannot cure itself it names in one sentence with the remedy.
 set -eu
@@ -11,6 +11,7 @@ run_packages="iproute2 iputils-ping"
 demo_packages="$run_packages ethtool nftables iperf3"
 test_packages="$demo_packages tcpdump tshark dpdk-dev containernetworking-plugins"
 kube_packages="gcc libc6-dev python3 openssl curl ethtool iproute2 procps"
+guest_packages="qemu-system-x86 linux-image-amd64 python3-venv iproute2 iputils-ping kmod pciutils busybox-static"
 bench_packages="$demo_packages dpdk-dev openvswitch-switch-dpdk"
 
 die() { echo "bowline: $*" >&2; exit 1; }
@@ -99,6 +100,10 @@ for goal in "$@"; do
             # shellcheck disable=SC2086
             install_missing $kube_packages
             need_tun; need_namespaces ;;
-        *) die "deploy/deps.sh: '$goal' is not one of build, test, demo, bench, kube." ;;
+        guest)
+            need_root
+            # shellcheck disable=SC2086
+            install_missing $guest_packages ;;
+        *) die "deploy/deps.sh: '$goal' is not one of build, test, demo, bench, kube, guest." ;;
     esac
 done

@@ -189,7 +189,8 @@ pub struct Stats {
 
 impl EthDev {
     /// Brings a device up by its arguments: `net_af_packet0,iface=eth0`, `0000:00:09.0`, … The
-    /// part before the first comma must be unused in this process.
+    /// part before the first comma must be unused in this process, but for a PCI device that DPDK
+    /// found ready when it started.
     ///
     /// # Errors
     /// [`Error::Probe`] when driver, interface or device are not there or not free.
@@ -201,7 +202,8 @@ impl EthDev {
         let before = Before::now();
         // SAFETY: the EAL is initialised; both strings are NUL-terminated and only read.
         let ret = unsafe { sys::rte_dev_probe(text.as_ptr()) };
-        if ret < 0 {
+        let found_at_start = ret == -libc::EEXIST && name.contains(':');
+        if ret < 0 && !found_at_start {
             return Err(failed(ret));
         }
         let mut id = u16::MAX;

@@ -5,7 +5,8 @@
 //! | `eth0=packet`, `packet:eth0` | the NIC is taken over; packet sockets; the kernel's driver stays; any MTU |
 //! | `eth0=net_af_packet` | the same under DPDK's driver; MTU up to 1900 |
 //! | `eth0=net_af_xdp` | the same under DPDK's driver; MTU up to 3000 |
-//! | `eth0=net_memif0,role=client,…`, `eth0=0000:3b:00.0` | any DPDK device; a host tap is made |
+//! | `eth0=0000:3b:00.0` | the NIC is taken over: it leaves the kernel's driver for vfio-pci and DPDK |
+//! | `eth0=net_memif0,role=client,…` | any DPDK device; a host tap is made |
 //!
 //! A name may be followed by `,physical-network=NAME`; further arguments go to the driver.
 
@@ -18,7 +19,7 @@ use wire::Mac;
 
 use super::start::{UplinkInfo, UplinkPort};
 use crate::port::{Rx, Tx, packet};
-use crate::takeover::{self, Spec, Taken, Use};
+use crate::takeover::{self, Moved, PciAddress, Spec, Taken, Use};
 
 /// An uplink as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,20 @@ impl FromStr for Request {
             .and_then(|part| part.split_once('='))
             .map_or_else(String::new, |(_, name)| name.into());
         Ok(Self { name: name.into(), driver, arguments, physical_network })
+    }
+}
+
+#[cfg(feature = "dpdk")]
+impl Request {
+    /// As DPDK wants them.
+    fn device_arguments(&self) -> String {
+        let arguments = std::iter::once(&self.driver).chain(&self.arguments);
+        arguments.map(String::as_str).collect::<Vec<_>>().join(",")
+    }
+
+    /// Hardware, as opposed to a driver over something of the kernel's.
+    fn is_pci(&self) -> bool {
+        self.driver.parse::<PciAddress>().is_ok()
     }
 }
 
@@ -228,13 +243,17 @@ fn open(
         "packet" => Use::Packet,
         "net_af_packet" => Use::AfPacket,
         "net_af_xdp" => Use::AfXdp,
-        _ => return open_device(request, workers),
+        driver => match driver.parse::<PciAddress>() {
+            Ok(address) if takeover::concerns(&request.name, state_dir)? => Use::Pci(address),
+            _ => return open_device(request, workers),
+        },
     };
     let spec = Spec { interface: request.name.clone(), purpose, queues: workers };
     let mut taken = takeover::begin(&spec, state_dir)?;
-    let queues = match purpose {
-        Use::Packet => open_packet(request, &taken, workers),
-        Use::AfPacket | Use::AfXdp => open_taken(request, number, &taken, workers),
+    let queues = match (purpose, &taken.moved) {
+        (Use::Packet, Some(moved)) => open_packet(request, moved, workers),
+        (_, Some(moved)) => open_moved(request, number, moved, taken.mtu, workers),
+        (_, None) => open_pci(request, taken.mtu, workers),
     };
     let (rx, tx, opened) = match queues {
         Ok(queues) => queues,
@@ -264,9 +283,8 @@ fn info(request: &Request, mac: Mac, mtu_bytes: u32) -> UplinkInfo {
 
 type Queues = (Vec<Rx>, Vec<Tx>, Opened);
 
-fn open_packet(request: &Request, taken: &Taken, workers: u16) -> Result<Queues, Error> {
-    let netns = taken.phys_netns.as_fd();
-    let (rx, tx) = packet::open(netns, taken.ifindex, workers, workers)
+fn open_packet(request: &Request, moved: &Moved, workers: u16) -> Result<Queues, Error> {
+    let (rx, tx) = packet::open(moved.netns.as_fd(), moved.ifindex, workers, workers)
         .map_err(|source| Error::Packet { name: request.name.clone(), source })?;
     let rx = rx.into_iter().map(Rx::Packet).collect();
     let tx = tx.into_iter().map(Tx::Packet).collect();
@@ -274,7 +292,12 @@ fn open_packet(request: &Request, taken: &Taken, workers: u16) -> Result<Queues,
 }
 
 #[cfg(not(feature = "dpdk"))]
-fn open_taken(request: &Request, _: usize, _: &Taken, _: u16) -> Result<Queues, Error> {
+fn open_moved(request: &Request, _: usize, _: &Moved, _: u32, _: u16) -> Result<Queues, Error> {
+    Err(Error::NoDpdk { name: request.name.clone() })
+}
+
+#[cfg(not(feature = "dpdk"))]
+fn open_pci(request: &Request, _: u32, _: u16) -> Result<Queues, Error> {
     Err(Error::NoDpdk { name: request.name.clone() })
 }
 
@@ -285,18 +308,19 @@ fn open_device(request: &Request, _: u16) -> Result<(UplinkPort, Opened), Error>
 
 /// DPDK's drivers over a NIC that keeps its kernel driver.
 #[cfg(feature = "dpdk")]
-fn open_taken(
+fn open_moved(
     request: &Request,
     number: usize,
-    taken: &Taken,
+    moved: &Moved,
+    mtu_bytes: u32,
     workers: u16,
 ) -> Result<Queues, Error> {
-    let mtu = device::check_mtu(request, taken.mtu)?;
+    let mtu = device::check_mtu(request, mtu_bytes)?;
     let attempt = |queues: u16| {
-        let arguments = device::arguments(request, number, &taken.phys_ifname, queues);
+        let arguments = device::arguments(request, number, queues);
         // The drivers find the interface by its name: from inside its namespace.
         let work = || device::start(request, &arguments, queues, mtu);
-        crate::sys::netns::run_in(taken.phys_netns.as_fd(), work)
+        crate::sys::netns::run_in(moved.netns.as_fd(), work)
             .map_err(|source| Error::Namespace { name: request.name.clone(), source })
             .flatten()
     };
@@ -305,18 +329,22 @@ fn open_taken(
         // The NIC may have fewer queues than there are workers.
         started = attempt(1).map_err(|_| started.expect_err("looked at above"));
     }
-    let started = started?;
-    let opened = Opened { device: Some(started.device), ..Opened::default() };
-    Ok((started.rx, started.tx, opened))
+    started.map(device::Started::into_queues)
+}
+
+/// A NIC that has left the kernel.
+#[cfg(feature = "dpdk")]
+fn open_pci(request: &Request, mtu_bytes: u32, workers: u16) -> Result<Queues, Error> {
+    let mtu = u16::try_from(mtu_bytes).unwrap_or(u16::MAX);
+    let started = device::start(request, &request.device_arguments(), workers, mtu)?;
+    Ok(started.into_queues())
 }
 
 /// Any other DPDK device; the node's stack gets a new tap of the uplink's name behind it.
 #[cfg(feature = "dpdk")]
 fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), Error> {
     const MTU_BYTES: u16 = 1500;
-    let arguments = std::iter::once(&request.driver).chain(&request.arguments);
-    let arguments: Vec<_> = arguments.map(String::as_str).collect();
-    let started = device::start(request, &arguments.join(","), workers, MTU_BYTES)?;
+    let started = device::start(request, &request.device_arguments(), workers, MTU_BYTES)?;
     let mac = started.device.mac().map_err(device::failed(request))?;
     let (host_tap, mac) = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
     let port = UplinkPort {
@@ -342,6 +370,7 @@ mod device {
     use dpdk::{Eal, EalOptions, EthConfig, EthDev, Mempool, MempoolConfig};
 
     use super::{Duration, Error, Request};
+    use super::{Opened, Queues};
     use crate::port::eth::{EthRx, EthTx};
     use crate::port::{Rx, Tx};
 
@@ -370,6 +399,13 @@ mod device {
         pub(super) tx: Vec<Tx>,
     }
 
+    impl Started {
+        pub(super) fn into_queues(self) -> Queues {
+            let opened = Opened { device: Some(self.device), ..Opened::default() };
+            (self.rx, self.tx, opened)
+        }
+    }
+
     pub(super) fn failed(request: &Request) -> impl Fn(dpdk::Error) -> Error {
         let name = request.name.clone();
         move |source| Error::Dpdk { name: name.clone(), source }
@@ -381,7 +417,7 @@ mod device {
         let devices: Vec<_> = requests.iter().filter(|r| r.driver != "packet").collect();
         let Some(first) = devices.first().filter(|_| Eal::get().is_none()) else { return Ok(()) };
         let queues = devices.len() as u32 * u32::from(workers.max(1));
-        let pci = devices.iter().filter(|r| r.driver.contains(':'));
+        let pci = devices.iter().filter(|r| r.is_pci());
         let options = EalOptions {
             memory_mib: 64 + queues * ((BUFFERS_PER_QUEUE * BUFFER_BYTES) >> 20),
             pci: pci.map(|request| request.driver.clone()).collect(),
@@ -407,13 +443,8 @@ mod device {
     }
 
     /// Device arguments for a driver on a kernel interface.
-    pub(super) fn arguments(
-        request: &Request,
-        number: usize,
-        interface: &str,
-        queues: u16,
-    ) -> String {
-        let driver = &request.driver;
+    pub(super) fn arguments(request: &Request, number: usize, queues: u16) -> String {
+        let Request { name: interface, driver, .. } = request;
         let ours = if driver == "net_af_packet" {
             // Its sockets share the NIC's flows, used or not: as many as there are workers.
             format!("qpairs={queues},framecnt=2048,qdisc_bypass=1")
@@ -454,6 +485,8 @@ mod device {
             tx_queues: workers.min(info.max_tx_queues),
             // The socket drivers have none, but sockets to wait on.
             rx_interrupts: !request.driver.starts_with("net_af_"),
+            // The others have the MTU of what is below them.
+            mtu: request.is_pci().then_some(mtu),
             ..EthConfig::default()
         };
         let mut configured = device.configure(&config);

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::config::NetConfig;
+use super::pci::PciAddress;
+use super::{Error, Use};
 
 const VERSION: u32 = 1;
 
@@ -24,6 +25,21 @@ pub(super) enum Phase {
     GivingBack,
 }
 
+/// A NIC that changes its driver.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Pci {
+    /// As in `0000:3b:00.0`.
+    pub(super) address: String,
+    /// The driver to give it back to.
+    pub(super) driver: String,
+}
+
+impl Pci {
+    pub(super) fn address(&self) -> io::Result<PciAddress> {
+        self.address.parse().map_err(io::Error::other)
+    }
+}
+
 /// The journal of one uplink.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Journal {
@@ -34,8 +50,11 @@ pub(super) struct Journal {
     /// Which network namespace is the node's.
     pub(super) node_cookie: u64,
     pub(super) interface: String,
-    /// The persistent namespace in which the NIC is.
+    /// The persistent namespace in which the NIC is; empty for one that leaves the kernel.
     pub(super) netns: String,
+    /// The device that leaves the kernel, and its driver there.
+    #[serde(default)]
+    pub(super) pci: Option<Pci>,
     /// The host tap's name before it takes the interface's.
     pub(super) tap: String,
     pub(super) mac: [u8; 6],
@@ -51,7 +70,7 @@ impl Journal {
     #[expect(clippy::too_many_arguments, reason = "called once, with the facts just read")]
     pub(super) fn new(
         interface: &str,
-        netns: String,
+        (netns, pci): (String, Option<Pci>),
         tap: String,
         link: &super::link::Link,
         offloads: Vec<String>,
@@ -66,6 +85,7 @@ impl Journal {
             node_cookie,
             interface: interface.to_owned(),
             netns,
+            pci,
             tap,
             mac: link.mac,
             mtu: link.mtu,
@@ -73,6 +93,26 @@ impl Journal {
             up: link.up,
             offloads,
             config,
+        }
+    }
+}
+
+impl Journal {
+    /// Whether what was begun is what is asked for now: a NIC may be used in another way after a
+    /// restart.
+    pub(super) fn suits(&self, purpose: Use) -> bool {
+        let asked = match purpose {
+            Use::Pci(address) => Some(address.to_string()),
+            Use::AfPacket | Use::AfXdp | Use::Packet => None,
+        };
+        self.pci.as_ref().map(|pci| &pci.address) == asked.as_ref()
+    }
+
+    /// Where the NIC is while it is taken, in words.
+    pub(super) fn place(&self) -> String {
+        match &self.pci {
+            Some(pci) => format!("PCI device {}", pci.address),
+            None => format!("in namespace {}", self.netns),
         }
     }
 }

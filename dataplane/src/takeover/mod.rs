@@ -1,12 +1,13 @@
 //! Taking the node's interface over, as a transaction.
 //!
-//! For uplinks that keep the kernel's driver: the NIC moves into a persistent namespace of its
-//! own, and a persistent tap takes its place in the node (name, MAC, MTU, addresses, routes,
-//! neighbours, settings), so that the node's sockets notice nothing.
+//! A persistent tap takes the NIC's place in the node (name, MAC, MTU, addresses, routes, neighbours,
+//! settings), so that the node's sockets notice nothing. A NIC that keeps the kernel's driver moves
+//! into a persistent namespace of its own; one on the PCI bus changes its driver to vfio-pci.
 //!
 //! ```text
-//! journal → tap under another name → namespace → NIC moves → NIC prepared
-//!         → tap takes the name → tap takes the configuration → commit
+//! journal → tap under another name → namespace → NIC moves → NIC prepared ┐
+//!                                 └→ NIC changes its driver ──────────────┴→ tap takes the name
+//!         → tap takes the configuration → commit
 //! ```
 //!
 //! Invariants: the journal is on disk before the first change and until the last; every step may be
@@ -20,6 +21,7 @@ mod config;
 mod journal;
 mod link;
 mod netlink;
+mod pci;
 mod prove;
 mod steps;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use std::time::Duration;
 use journal::{Journal, Phase, Store};
 use netlink::Netlink;
 
+pub use pci::PciAddress;
 pub use prove::Gateway;
 
 use crate::sys::netns;
@@ -47,6 +50,8 @@ pub enum Use {
     AfXdp,
     /// Our own packet socket: super-frames and partial checksums are welcome.
     Packet,
+    /// DPDK's driver for the hardware at this address: no kernel driver is left on it.
+    Pci(PciAddress),
 }
 
 /// What to take over.
@@ -67,12 +72,8 @@ pub struct Taken {
     pub host_tap: Vec<OwnedFd>,
     /// The name of the host tap: the interface's.
     pub name: String,
-    /// The namespace in which the NIC is.
-    pub phys_netns: OwnedFd,
-    /// The NIC's name in there.
-    pub phys_ifname: String,
-    /// The NIC's number in there.
-    pub ifindex: u32,
+    /// Where the NIC is, if the kernel still drives it.
+    pub moved: Option<Moved>,
     /// The MAC address of both.
     pub mac: [u8; 6],
     /// The MTU of both.
@@ -81,6 +82,15 @@ pub struct Taken {
     pub resumed: bool,
     journal: Journal,
     store: Store,
+}
+
+/// A NIC that the kernel drives, in a namespace of its own, under its old name.
+#[derive(Debug)]
+pub struct Moved {
+    /// The namespace.
+    pub netns: OwnedFd,
+    /// The NIC's number in there.
+    pub ifindex: u32,
 }
 
 /// Why a takeover failed, and what to do.
@@ -121,14 +131,14 @@ pub enum Error {
     },
     /// The NIC is neither where it was nor where it was moved to.
     #[error(
-        "interface {interface} is neither in the node nor in namespace {netns}: the device is gone; \
-         its place in the node was cleaned up"
+        "interface {interface} is neither in the node nor {place}: the device is gone; its place in \
+         the node was cleaned up"
     )]
     NicLost {
         /// The interface.
         interface: String,
-        /// Where it was moved to.
-        netns: String,
+        /// Where it was put.
+        place: String,
     },
     /// The node does not reach what it reached before.
     #[error(
@@ -192,6 +202,16 @@ pub fn begin(spec: &Spec, state_dir: &Path) -> Result<Taken, Error> {
     result
 }
 
+/// Whether there is anything to take over: the kernel has such an interface, or a takeover of it is
+/// on record. A PCI device that was taken from the kernel by hand has neither.
+///
+/// # Errors
+/// See [`Error`].
+pub fn concerns(interface: &str, state_dir: &Path) -> Result<bool, Error> {
+    let on_record = load(&Store::open(state_dir, interface)?)?.is_some();
+    Ok(on_record || steps::nic_in_node(&mut open_netlink(interface)?, interface)?.is_some())
+}
+
 /// Gives the interface back if a takeover of it is on record; `false` if none is.
 ///
 /// # Errors
@@ -204,7 +224,8 @@ pub(crate) fn begin_with(spec: &Spec, state_dir: &Path, hook: Hook<'_>) -> Resul
     let store = Store::open(state_dir, &spec.interface)?;
     let mut netlink = open_netlink(&spec.interface)?;
     let mut found = load(&store)?;
-    if let Some(mut journal) = found.take_if(|j| j.phase == Phase::GivingBack) {
+    let undo = |j: &mut Journal| j.phase == Phase::GivingBack || !j.suits(spec.purpose);
+    if let Some(mut journal) = found.take_if(undo) {
         steps::give_back(&mut netlink, &store, &mut journal, hook)?;
     }
     let here = steps::nic_in_node(&mut netlink, &spec.interface)?;

@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::config::NetConfig;
-use super::journal::{Journal, Phase, Store};
+use super::journal::{Journal, Pci, Phase, Store};
 use super::link::{self, Change, Link};
 use super::netlink::Netlink;
+use super::pci::{self, PciAddress};
 use super::prove;
-use super::{Error, Hook, Spec, Step, Taken, Use, boot_id};
+use super::{Error, Hook, Moved, Spec, Step, Taken, Use, boot_id};
 use crate::sys::{ethtool, netns, tun};
 
 /// Attaches the step and the interface to the kernel's answer.
@@ -38,13 +39,15 @@ pub(super) fn plan(
 ) -> Result<Journal, Error> {
     let interface = &spec.interface;
     check(netlink, nic)?;
+    let pci = leaves_kernel(spec)?;
     let mut config =
         NetConfig::read(netlink, nic.index, interface).named("reading the addresses", interface)?;
     if prove::learn(netlink, nic.index, &config).is_ok() {
         config = NetConfig::read(netlink, nic.index, interface)
             .named("reading the addresses", interface)?;
     }
-    let netns = match old {
+    let netns = match old.filter(|journal| journal.pci.is_none()) {
+        _ if pci.is_some() => String::new(),
         Some(journal) => journal.netns.clone(),
         None => free_name(interface)?,
     };
@@ -59,11 +62,13 @@ pub(super) fn plan(
         carrier = nic.carrier,
         also_used_by = packet_users(nic.index),
         namespace = netns,
-        "taking the interface over: it moves into the namespace, a tap takes its place in the node"
+        pci = ?pci,
+        "taking the interface over: it moves into the namespace, or from its kernel driver to \
+         vfio-pci; a tap takes its place in the node"
     );
     Ok(Journal::new(
         interface,
-        netns,
+        (netns, pci),
         format!("bltap{}", nic.index),
         nic,
         offloads_on(interface, spec.purpose),
@@ -71,6 +76,18 @@ pub(super) fn plan(
         boot_id(),
         netns::cookie(),
     ))
+}
+
+/// The device that changes its driver, and the driver that it has, if that is how it is to be used.
+fn leaves_kernel(spec: &Spec) -> Result<Option<Pci>, Error> {
+    let Use::Pci(address) = spec.purpose else { return Ok(None) };
+    let refused = |reason| Error::Refused { interface: spec.interface.clone(), reason };
+    if let Some(reason) = address.obstacle(&spec.interface) {
+        return Err(refused(reason));
+    }
+    let driver = address.driver();
+    let driver = driver.ok_or_else(|| refused(format!("PCI device {address} has no driver")))?;
+    Ok(Some(Pci { address: address.to_string(), driver }))
 }
 
 /// Refuses what would not survive the move.
@@ -132,6 +149,8 @@ fn unwanted(purpose: Use) -> &'static [ethtool::Switch] {
         // The virtio-net header tells what is left to do; only merging is in the way.
         Use::Packet => &[ethtool::GRO, ethtool::LRO],
         Use::AfPacket | Use::AfXdp => &ethtool::ALL,
+        // The kernel's driver leaves it, and sets the hardware up anew when it comes back.
+        Use::Pci(_) => &[],
     }
 }
 
@@ -171,22 +190,9 @@ pub(super) fn take(
     let interface = journal.interface.clone();
     let host_tap = make_tap(netlink, &journal, spec.queues).named("making the tap", &interface)?;
     hook(Step::TapMade)?;
-    let phys_netns = make_namespace(&journal.netns).named("making the namespace", &interface)?;
-    hook(Step::NamespaceMade)?;
-    if let Some(nic) = nic_in_node(netlink, &interface)? {
-        Change::of(nic.index)
-            .namespace(phys_netns.as_fd())
-            .send(netlink)
-            .named("moving the NIC", &interface)?;
-    }
-    hook(Step::NicMoved)?;
-    let Some(ifindex) = netns::run_in(phys_netns.as_fd(), || prepare(&interface, spec.purpose))
-        .and_then(|inner| inner)
-        .named("preparing the NIC", &interface)?
-    else {
+    let Some(moved) = remove_nic(netlink, spec, &journal, hook)? else {
         return Err(forget(netlink, &store, &journal));
     };
-    hook(Step::NicPrepared)?;
     if name_tap(netlink, &journal).named("naming the tap", &interface)?
         || journal.phase != Phase::Taken
     {
@@ -200,9 +206,7 @@ pub(super) fn take(
     tracing::info!(interface, resumed, "the interface is taken over");
     Ok(Taken {
         host_tap,
-        phys_netns,
-        phys_ifname: interface.clone(),
-        ifindex,
+        moved: moved.kernels(),
         mac: journal.mac,
         mtu: journal.mtu,
         name: interface,
@@ -210,6 +214,68 @@ pub(super) fn take(
         journal,
         store,
     })
+}
+
+/// What became of the NIC.
+enum Removed {
+    Moved(Moved),
+    Unbound,
+}
+
+impl Removed {
+    fn kernels(self) -> Option<Moved> {
+        match self {
+            Self::Moved(moved) => Some(moved),
+            Self::Unbound => None,
+        }
+    }
+}
+
+/// Takes the NIC out of the node, or sees that it is out; `None`: it is nowhere.
+fn remove_nic(
+    netlink: &mut Netlink,
+    spec: &Spec,
+    journal: &Journal,
+    hook: Hook<'_>,
+) -> Result<Option<Removed>, Error> {
+    let interface = &journal.interface;
+    let Some(pci) = &journal.pci else {
+        let moved = move_nic(netlink, spec, journal, hook)?;
+        return Ok(moved.map(Removed::Moved));
+    };
+    let address = pci.address().named("reading the PCI address", interface)?;
+    if !address.exists() {
+        return Ok(None);
+    }
+    address.bind(pci::VFIO).named("handing the PCI device to vfio-pci", interface)?;
+    hook(Step::NicMoved)?;
+    Ok(Some(Removed::Unbound))
+}
+
+fn move_nic(
+    netlink: &mut Netlink,
+    spec: &Spec,
+    journal: &Journal,
+    hook: Hook<'_>,
+) -> Result<Option<Moved>, Error> {
+    let interface = &journal.interface;
+    let netns = make_namespace(&journal.netns).named("making the namespace", interface)?;
+    hook(Step::NamespaceMade)?;
+    if let Some(nic) = nic_in_node(netlink, interface)? {
+        Change::of(nic.index)
+            .namespace(netns.as_fd())
+            .send(netlink)
+            .named("moving the NIC", interface)?;
+    }
+    hook(Step::NicMoved)?;
+    let Some(ifindex) = netns::run_in(netns.as_fd(), || prepare(interface, spec.purpose))
+        .and_then(|inner| inner)
+        .named("preparing the NIC", interface)?
+    else {
+        return Ok(None);
+    };
+    hook(Step::NicPrepared)?;
+    Ok(Some(Moved { netns, ifindex }))
 }
 
 /// Opens the tap under whichever of its two names it has.
@@ -313,18 +379,28 @@ pub(super) fn give_back(
     let nic_is_here = nic_in_node(netlink, &interface)?.is_some();
     delete_taps(netlink, journal).named("deleting the tap", &interface)?;
     hook(Step::TapDeleted)?;
-    if !nic_is_here && !bring_back(journal).named("moving the NIC back", &interface)? {
+    let returned = match &journal.pci {
+        Some(pci) => rebind(netlink, journal, pci),
+        None if nic_is_here => Ok(true),
+        None => bring_back(journal),
+    };
+    if !returned.named("bringing the NIC back", &interface)? {
         return Err(forget(netlink, store, journal));
     }
     hook(Step::NicReturned)?;
     configure(netlink, journal, journal.up).named("configuring the NIC", &interface)?;
     hook(Step::NicConfigured)?;
-    netns::remove(&journal.netns).named("removing the namespace", &interface)?;
+    remove_namespace(journal).named("removing the namespace", &interface)?;
     hook(Step::NamespaceRemoved)?;
     store.remove()?;
     hook(Step::JournalRemoved)?;
     tracing::info!(interface, "the interface is given back");
     Ok(())
+}
+
+/// One that leaves the kernel has none.
+fn remove_namespace(journal: &Journal) -> io::Result<()> {
+    if journal.pci.is_some() { Ok(()) } else { netns::remove(&journal.netns) }
 }
 
 fn delete_taps(netlink: &mut Netlink, journal: &Journal) -> io::Result<()> {
@@ -360,6 +436,24 @@ pub(super) fn stand_alone_tap(
     Ok((tap, mac))
 }
 
+/// Gives the device back to its kernel driver, which makes a new interface; `false` when the device
+/// is not there.
+fn rebind(netlink: &mut Netlink, journal: &Journal, pci: &Pci) -> io::Result<bool> {
+    let address: PciAddress = pci.address()?;
+    if !address.exists() {
+        return Ok(false);
+    }
+    address.bind(&pci.driver)?;
+    let nic = address.named_interface(netlink, &journal.interface)?;
+    if nic.mac != journal.mac {
+        // Not of an interface that is up, as it is when it was never taken.
+        Change::of(nic.index).up(false).send(netlink)?;
+        Change::of(nic.index).mac(journal.mac).send(netlink)?;
+    }
+    Change::of(nic.index).mtu(journal.mtu).tx_queue_len(journal.tx_queue_len).send(netlink)?;
+    Ok(true)
+}
+
 /// Moves the NIC from its namespace to the thread's; `false` when it is not there.
 fn bring_back(journal: &Journal) -> io::Result<bool> {
     let node = netns::current()?;
@@ -389,11 +483,11 @@ fn bring_back(journal: &Journal) -> io::Result<bool> {
 fn forget(netlink: &mut Netlink, store: &Store, journal: &Journal) -> Error {
     let interface = journal.interface.clone();
     let cleaned = delete_taps(netlink, journal)
-        .and_then(|()| netns::remove(&journal.netns))
+        .and_then(|()| remove_namespace(journal))
         .named("cleaning up", &interface)
         .and_then(|()| store.remove());
     match cleaned {
-        Ok(()) => Error::NicLost { interface, netns: journal.netns.clone() },
+        Ok(()) => Error::NicLost { interface, place: journal.place() },
         Err(error) => error,
     }
 }

@@ -1,5 +1,7 @@
 //! A node (a namespace) with a veth to a peer (another one). Needs root.
 
+mod pci;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +15,9 @@ use super::*;
 
 /// The calling thread becomes the node.
 struct Rig {
+    spec: Spec,
+    /// The veth plays a NIC on this.
+    bus: Option<pci::Bus>,
     peer: OwnedFd,
     state: tempfile::TempDir,
     /// What the node's interface looked like at first.
@@ -21,18 +26,23 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::build(Self::spec(), |_| None)
+    }
+
+    fn on_pci() -> Self {
+        let spec = Spec { purpose: Use::Pci(pci::address()), ..Self::spec() };
+        Self::build(spec, |peer| Some(pci::Bus::new(peer)))
+    }
+
+    fn build(spec: Spec, bus: impl FnOnce(OwnedFd) -> Option<pci::Bus>) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("root");
-        let node = netns::current().expect("/proc");
         let peer = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("root");
             netns::current().expect("/proc")
         });
         let peer = peer.join().expect("no panic");
         run("ip link set lo up");
-        run("ip link add eth0 numrxqueues 2 numtxqueues 2 type veth peer name peer0");
-        let mut netlink = Netlink::open().expect("netlink");
-        let end = Link::by_name(&mut netlink, "peer0").expect("made");
-        Change::of(end.index).namespace(peer.as_fd()).send(&mut netlink).expect("moves");
+        plug_in("eth0", &peer);
         // Duplicate address detection would take a second of each test.
         std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").expect("sysctl");
         std::fs::write("/proc/sys/net/ipv4/conf/eth0/arp_ignore", "2").expect("sysctl");
@@ -46,9 +56,6 @@ impl Rig {
         ] {
             run(command);
         }
-        in_peer(&peer, "ip link set peer0 up");
-        in_peer(&peer, "ip addr add 10.9.0.2/24 dev peer0");
-        in_peer(&peer, "ip addr add fd09::2/64 dev peer0 nodad");
         for command in [
             "ip route add default via 10.9.0.2 metric 50",
             "ip route add 192.0.2.0/24 via 10.9.0.2 table 100 mtu 1300",
@@ -59,8 +66,9 @@ impl Rig {
         ] {
             run(command);
         }
-        drop(node);
-        let mut rig = Self { peer, state: tempfile::tempdir().expect("a folder"), before: vec![] };
+        let bus = bus(peer.try_clone().expect("a descriptor"));
+        let state = tempfile::tempdir().expect("a folder");
+        let mut rig = Self { spec, bus, peer, state, before: vec![] };
         rig.peer_reaches_node();
         rig.before = facts();
         assert!(rig.before.iter().any(|line| line.contains("fe80::")), "{:#?}", rig.before);
@@ -76,12 +84,12 @@ impl Rig {
     }
 
     fn begin(&self) -> Result<Taken, Error> {
-        begin(&Self::spec(), self.state())
+        begin(&self.spec, self.state())
     }
 
     /// Begins and dies right after `step`; whether it came that far.
     fn begin_until(&self, step: Step) -> bool {
-        match begin_with(&Self::spec(), self.state(), &mut crash_after(step)) {
+        match begin_with(&self.spec, self.state(), &mut crash_after(step)) {
             Ok(_) => false,
             Err(error) => died(&error),
         }
@@ -104,14 +112,13 @@ impl Rig {
         let tap = Link::by_name(&mut netlink, "eth0").expect("the tap");
         assert_eq!((tap.kind.as_str(), tap.carrier), ("tun", true));
         assert_eq!((tap.mac, tap.mtu), (taken.mac, taken.mtu));
-        let (nic, addresses) = netns::run_in(taken.phys_netns.as_fd(), || {
-            let mut netlink = Netlink::open().expect("netlink");
-            let nic = Link::by_name(&mut netlink, &taken.phys_ifname).expect("the NIC");
-            (nic, lines("ip -o addr show"))
-        })
-        .expect("entered");
-        assert_eq!((nic.index, nic.up, nic.mac), (taken.ifindex, true, taken.mac));
-        assert_eq!(addresses, Vec::<String>::new(), "the NIC answers for nobody");
+        match (&self.bus, &taken.moved) {
+            (Some(bus), None) => {
+                assert_eq!((bus.driver().as_str(), bus.is_clean()), ("vfio-pci", true));
+            }
+            (None, Some(moved)) => silent(moved, taken.mac),
+            (bus, moved) => panic!("{} and {moved:?}", bus.is_some()),
+        }
     }
 
     fn given_back(&self) {
@@ -120,6 +127,9 @@ impl Rig {
         let nic = Link::by_name(&mut netlink, "eth0").expect("the NIC");
         assert_eq!((nic.kind.as_str(), nic.rx_queues), ("veth", 2));
         self.peer_reaches_node();
+        if let Some(bus) = &self.bus {
+            assert_eq!((bus.driver().as_str(), bus.is_clean()), ("e1000e", true));
+        }
         assert_eq!(self.namespaces(), Vec::<String>::new());
         assert!(!self.state().join("takeover-eth0.json").exists());
     }
@@ -147,6 +157,31 @@ impl Drop for Rig {
             let _ = netns::remove(&name);
         }
     }
+}
+
+/// The NIC, which must answer for nobody.
+fn silent(moved: &Moved, mac: [u8; 6]) {
+    let (nic, addresses) = netns::run_in(moved.netns.as_fd(), || {
+        let mut netlink = Netlink::open().expect("netlink");
+        (Link::by_name(&mut netlink, "eth0").expect("the NIC"), lines("ip -o addr show"))
+    })
+    .expect("entered");
+    assert_eq!((nic.index, nic.up, nic.mac), (moved.ifindex, true, mac));
+    assert_eq!(addresses, Vec::<String>::new(), "the NIC answers for nobody");
+}
+
+/// A new NIC of the node, wired to the peer.
+fn plug_in(name: &str, peer: &OwnedFd) {
+    let queues = "numrxqueues 2 numtxqueues 2";
+    run(&format!(
+        "ip link add {name} address 02:00:00:00:09:01 {queues} type veth peer name peer0"
+    ));
+    let mut netlink = Netlink::open().expect("netlink");
+    let end = Link::by_name(&mut netlink, "peer0").expect("made");
+    Change::of(end.index).namespace(peer.as_fd()).send(&mut netlink).expect("moves");
+    in_peer(peer, "ip link set peer0 up");
+    in_peer(peer, "ip addr add 10.9.0.2/24 dev peer0");
+    in_peer(peer, "ip addr add fd09::2/64 dev peer0 nodad");
 }
 
 fn crash_after(crash: Step) -> impl FnMut(Step) -> Result<(), Error> {

@@ -111,6 +111,7 @@ fn main() -> anyhow::Result<()> {
     }
     // Signals are held back from here on, so that what was taken is given back.
     let stop = stop_on_signal()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     control::start::nobody_serves(&args.socket)?;
     let (uplinks, opened) =
         uplink::open_all(&args.uplinks, cpus.len() as u16, &state_dir, args.no_huge)?;

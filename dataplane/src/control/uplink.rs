@@ -425,6 +425,7 @@ mod device {
             ..EalOptions::default()
         };
         Eal::init(&options).map_err(failed(first))?;
+        tracing::info!(memory = ?Eal::memory(), "DPDK is ready");
         Ok(())
     }
 

@@ -89,8 +89,10 @@ const NUD_USELESS: u16 = 0x01 | 0x20 | 0x40;
 const NUD_STALE: u16 = 0x04;
 const NUD_PERMANENT: u16 = 0x80;
 
-/// Settings that belong to the device or are secrets, not configuration.
-const NOT_COPIED: &[&str] = &["mtu", "stable_secret"];
+/// Settings that belong to the device (the tap's own are other ones than the NIC's) or are secrets,
+/// not configuration.
+const NOT_COPIED: &[&str] =
+    &["mtu", "stable_secret", "arp_evict_nocarrier", "ndisc_evict_nocarrier"];
 
 impl NetConfig {
     /// Reads what is configured on the device `index`, named `name`, of the thread's namespace.

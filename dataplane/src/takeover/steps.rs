@@ -282,9 +282,22 @@ fn move_nic(
 fn make_tap(netlink: &mut Netlink, journal: &Journal, queues: u16) -> io::Result<Vec<OwnedFd>> {
     let named = Link::find(netlink, &journal.interface)?.is_some_and(|link| link.kind == "tun");
     let name = if named { &journal.interface } else { &journal.tap };
+    open_tap(name, queues)
+}
+
+/// A tap that outlives us, and keeps what the node knows of its neighbours meanwhile.
+///
+/// Without a process it has no carrier, for which the kernel forgets all neighbours of a device. It
+/// would then ask for them while nobody listens, and again only a second later.
+fn open_tap(name: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
     let tap = tun::open_tap(name, queues)?;
     if let Some(queue) = tap.first() {
         tun::set_persistent(queue, true)?;
+    }
+    for setting in ["ipv4/conf/NAME/arp_evict_nocarrier", "ipv6/conf/NAME/ndisc_evict_nocarrier"] {
+        // Linux 5.16 and newer have them.
+        let path = format!("/proc/sys/net/{}", setting.replace("NAME", name));
+        fs::write(path, "0").or_else(if_it_exists)?;
     }
     Ok(tap)
 }
@@ -300,12 +313,12 @@ fn make_namespace(name: &str) -> io::Result<OwnedFd> {
         created => created?,
     };
     netns::run_in(made.as_fd(), || {
-        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").or_else(without_ipv6)
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").or_else(if_it_exists)
     })??;
     Ok(made)
 }
 
-fn without_ipv6(error: io::Error) -> io::Result<()> {
+fn if_it_exists(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
@@ -314,7 +327,7 @@ fn prepare(interface: &str, purpose: Use) -> io::Result<Option<u32>> {
     let mut netlink = Netlink::open()?;
     let Some(nic) = Link::find(&mut netlink, interface)? else { return Ok(None) };
     fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1")
-        .or_else(without_ipv6)?;
+        .or_else(if_it_exists)?;
     let socket = ethtool::open()?;
     for switch in unwanted(purpose) {
         // A device that does not have the switch, or cannot turn it, has nothing to turn off.
@@ -347,7 +360,7 @@ fn configure(netlink: &mut Netlink, journal: &Journal, up: bool) -> io::Result<(
     // kept values in the end.
     for (setting, value) in [("addr_gen_mode", "1"), ("accept_dad", "0")] {
         let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
-        fs::write(path, value).or_else(without_ipv6)?;
+        fs::write(path, value).or_else(if_it_exists)?;
     }
     Change::of(device.index).up(up).send(netlink)?;
     for refusal in journal.config.apply(netlink, device.index, interface) {
@@ -426,10 +439,7 @@ pub(super) fn stand_alone_tap(
     queues: u16,
 ) -> io::Result<(Vec<OwnedFd>, [u8; 6])> {
     let old = Link::find(netlink, name)?;
-    let tap = tun::open_tap(name, queues)?;
-    if let Some(queue) = tap.first() {
-        tun::set_persistent(queue, true)?;
-    }
+    let tap = open_tap(name, queues)?;
     let mac = old.map_or(mac, |link| link.mac);
     let link = Link::by_name(netlink, name)?;
     Change::of(link.index).mac(mac).mtu(u32::from(mtu)).up(true).send(netlink)?;

@@ -307,6 +307,25 @@ fn after_a_kill_it_resumes_without_touching_an_address() {
     rig.given_back();
 }
 
+/// The kernel asks for a forgotten neighbour once a second, and the first time in vain.
+#[test]
+fn while_nobody_has_the_tap_the_node_keeps_its_neighbours() {
+    let rig = Rig::new();
+    let known = || lines("ip neigh show 10.9.0.2 dev eth0").iter().any(|n| n.contains("lladdr"));
+    drop(rig.begin().expect("taken"));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // The kernel takes note of a lost carrier at its leisure.
+    while !lines("ip -o link show dev eth0").iter().any(|line| line.contains("NO-CARRIER")) {
+        assert!(Instant::now() < deadline, "the tap never lost its carrier");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(known(), "{:?}", lines("ip neigh show dev eth0"));
+    rig.begin().expect("resumed").restore().expect("given back");
+    let evicts = std::fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/arp_evict_nocarrier");
+    assert_eq!(evicts.expect("sysctl").trim(), "1", "the NIC's own setting");
+    rig.given_back();
+}
+
 #[test]
 fn a_crash_at_any_step_is_healed_by_the_next_start() {
     for step in FORWARD {

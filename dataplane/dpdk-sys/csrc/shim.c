@@ -22,6 +22,19 @@ uint16_t bl_eth_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs,
 }
 
 /*
+ * A pool that may cross page borders knows no bus addresses. Where these are the virtual ones, each
+ * buffer's is known all the same, and hardware needs it.
+ */
+static void init_mbuf(struct rte_mempool *pool, void *opaque, void *object, unsigned int index)
+{
+	struct rte_mbuf *mbuf = object;
+
+	rte_pktmbuf_init(pool, opaque, object, index);
+	if (rte_eal_iova_mode() == RTE_IOVA_VA)
+		rte_mbuf_iova_set(mbuf, (rte_iova_t)(uintptr_t)mbuf->buf_addr);
+}
+
+/*
  * As rte_pktmbuf_pool_create, but with buffers packed over page borders where addresses allow it
  * (IOVA as VA). Otherwise a pool in ordinary pages has one buffer per page, and the af_xdp driver,
  * which registers "number x size" bytes with the kernel, leaves its upper part unregistered:
@@ -51,7 +64,7 @@ struct rte_mempool *bl_mempool_create(const char *name, uint32_t mbufs, uint32_t
 		rte_errno = -ret;
 		return NULL;
 	}
-	rte_mempool_obj_iter(pool, rte_pktmbuf_init, NULL);
+	rte_mempool_obj_iter(pool, init_mbuf, NULL);
 	return pool;
 }
 

@@ -70,6 +70,12 @@ impl Rig {
         let state = tempfile::tempdir().expect("a folder");
         let mut rig = Self { spec, bus, peer, state, before: vec![] };
         rig.peer_reaches_node();
+        // The kernel finishes IPv6 addresses beside the command that adds them.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !facts().iter().any(|fact| fact.starts_with("local fd09::77")) {
+            assert!(Instant::now() < deadline, "{:#?}", facts());
+            std::thread::sleep(Duration::from_millis(1));
+        }
         rig.before = facts();
         assert!(rig.before.iter().any(|line| line.contains("fe80::")), "{:#?}", rig.before);
         rig

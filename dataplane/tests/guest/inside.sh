@@ -20,7 +20,7 @@ interface_of() { # ADDRESS
 }
 driver() { basename "$(readlink /sys/bus/pci/devices/"$nic"/driver)"; }
 kind() { ip -d -o link show up0 | grep -q " tun "; }
-facts() { ip -o addr show dev up0 | sed 's/^[0-9]*: //'; ip route show dev up0; ip -6 route show dev up0; ip -o link show up0 | grep -o 'mtu [0-9]*\|link/ether [0-9a-f:]*'; }
+facts() { ip -o addr show dev up0 | sed 's/^[0-9]*: //; s/ nodad//; s/ *\\.*//'; ip route show dev up0; ip -6 route show dev up0; ip -o link show up0 | grep -o 'mtu [0-9]*\|link/ether [0-9a-f:]*'; }
 talks() {
     ping -c 1 -W 2 10.55.0.2 && ping -c 1 -W 2 fd55::2 && ip netns exec far ping -c 1 -W 2 10.55.0.1 \
         && ip netns exec far ping -c 1 -W 2 fd55::1 && ping -c 1 -W 2 192.0.2.1
@@ -54,6 +54,7 @@ ip link set up0 up mtu 1450
 ip route add default via 10.55.0.2
 until_true 60 talks || fail "the cable, before anything"
 before=$(facts)
+faults() { dmesg | grep -c 'fault addr' || true; }
 say "$nic is up0, driver $(driver)"
 
 start
@@ -62,6 +63,7 @@ until_true 120 ready 1 || fail "the data plane starts"
 kind || fail "up0 is no tap"
 [ "$(facts)" = "$before" ] || fail "configuration of the tap: $(facts) instead of $before"
 until_true 60 talks || fail "traffic by DPDK"
+[ "$(faults)" = 0 ] || fail "the NIC was given addresses that it may not read"
 say "taken over: vfio-pci, same name, addresses and routes, traffic flows"
 
 kill -9 $pid

@@ -19,6 +19,9 @@ if ! [ -x "$out/venv/bin/vng" ]; then
     "$out/venv/bin/pip" install --quiet virtme-ng==1.42
 fi
 
+# vng calls its parts by name.
+export PATH=$out/venv/bin:$PATH
+
 # A cable between two NICs: each sends to the other's port. Ports that nobody has.
 port=$((20000 + $$ % 20000))
 cable="-netdev socket,id=n0,udp=127.0.0.1:$port,localaddr=127.0.0.1:$((port + 1))"
@@ -28,7 +31,7 @@ cable="$cable -device virtio-net-pci,netdev=n1,mac=52:54:00:12:34:57,disable-leg
 iommu="-machine q35 -cpu max -device intel-iommu,intremap=off,caching-mode=on,aw-bits=48"
 
 echo "guest: booting $kernel; log in $out/guest.log"
-timeout 900 "$out/venv/bin/vng" --run "$kernel" --disable-kvm --disable-microvm --force-9p \
+timeout 900 vng --run "$kernel" --disable-kvm --disable-microvm --force-9p \
     --cpus 2 --memory 2G --user root --append intel_iommu=on --qemu-opts="$iommu $cable" \
     -- "$here/inside.sh $program" >"$out/guest.log" 2>&1 </dev/null || true
 grep -a '^guest: ' "$out/guest.log" || true

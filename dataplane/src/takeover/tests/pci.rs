@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
 use super::*;
@@ -77,6 +77,8 @@ impl Drop for Bus {
         if let Some(kernel) = self.kernel.take() {
             let _ = kernel.join();
         }
+        // The folders go with this, and the next bus of this thread wants the place.
+        let _ = umount2("/sys/bus/pci", MntFlags::MNT_DETACH);
     }
 }
 

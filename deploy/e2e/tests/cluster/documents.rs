@@ -184,8 +184,9 @@ spec: {ports: [{name: http, port: 80, protocol: TCP, targetPort: 80}], selector:
     let service = cluster.kubectl("get service ipvlan -o jsonpath={.spec.clusterIP}")?;
     for pod in &pods {
         // Often enough that both pods of the Service are chosen.
-        let fetch =
-            format!("for i in 1 2 3 4 5 6; do wget -q -T 3 -O - http://{service}/ || exit 1; done");
+        let fetch = format!(
+            "for i in 1 2 3 4 5 6; do timeout 5 wget -q -O - http://{service}/ || exit 1; done"
+        );
         eventually("the Service answers", MINUTE, || {
             Ok(cluster.exec(name(pod)?, &fetch)?.matches("ok").count() == 6)
         })?;
@@ -250,8 +251,12 @@ spec:
   podAffinity: {matchLabels: {app: server}}
 "#,
     )?;
+    let chain = || definition(cluster, "macvlan-eno1");
+    eventually("a definition", MINUTE, || chain().map(|_| true))?;
+    // Whoever edits it gets it back.
+    cluster.kubectl("-n kube-system patch network-attachment-definition macvlan-eno1 --type=merge -p {\"spec\":{\"config\":\"{}\"}}")?;
     eventually("the slide's definition", MINUTE, || {
-        let chain = definition(cluster, "macvlan-eno1")?;
+        let chain = chain()?;
         let plugins = chain["plugins"].as_array().context("no chain")?;
         ensure!(plugins.len() == 3, "{chain}");
         let ifacer = &plugins[0];

@@ -60,6 +60,8 @@ const INSIDE: &[Case] = &[
     ("a_crash_of_all_but_the_kernel_leaks_none", power::crash_of_all_but_the_kernel),
     ("upgrade_and_rollback", lifecycle::upgrade_and_rollback),
     ("uninstall_leaves_nothing", lifecycle::uninstall),
+    // What the cases above did is what the chart grants.
+    ("every_right_is_used", tokens::grants_are_needed),
 ];
 
 fn main() {

@@ -1,5 +1,7 @@
 //! What an agent may do, and what it does.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, ensure};
 use bowline_e2e::{Cluster, SYSTEM, refused, text};
 use serde_json::Value;
@@ -17,8 +19,17 @@ pub(crate) fn worth_its_node(cluster: &Cluster) -> anyhow::Result<()> {
         args.extend(words);
         cluster.run("kubectl-as.sh", &args)
     };
-    let mark = "{\"metadata\":{\"labels\":{\"touched\":\"yes\"}}}";
-    let touch = |node: &str| as_agent(&["patch", "nodestate", node, "--type=merge", "-p", mark]);
+    // Agents replace objects, which needs the version; they have no right to patch these.
+    let replace = |object: &Value| {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), object.to_string())?;
+        as_agent(&["replace", "-f", &file.path().to_string_lossy()])
+    };
+    let touch = |node: &str| {
+        let mut state = cluster.get(&format!("nodestate {node}"))?;
+        state["metadata"]["labels"]["touched"] = "yes".into();
+        replace(&state)
+    };
     touch("n1").context("its own NodeState")?;
     refused(touch("n2"), "may not write NodeState n2")?;
     refused(as_agent(&["label", "node", "n2", "touched=yes"]), "may not change node n2")?;
@@ -31,17 +42,13 @@ pub(crate) fn worth_its_node(cluster: &Cluster) -> anyhow::Result<()> {
     let block = items.iter().find(held_by).context("no address is held by n2")?;
     let name = text(block, "/metadata/name")?;
     let emptied = "{\"spec\":{\"entries\":[]}}";
-    // Agents have no right to patch blocks: only to replace them, which needs the version.
     refused(
         as_agent(&["patch", "addressblock", name, "--type=merge", "-p", emptied]),
         "forbidden",
     )?;
     let mut robbed = block.clone();
     robbed["spec"]["entries"] = serde_json::json!([]);
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), robbed.to_string())?;
-    let replaced = as_agent(&["replace", "-f", &file.path().to_string_lossy()]);
-    refused(replaced, "another node holds it")
+    refused(replace(&robbed), "another node holds it")
 }
 
 /// Bowline's accounts ask for nothing that they may not have.
@@ -52,4 +59,82 @@ pub(crate) fn grants_suffice(cluster: &Cluster) -> anyhow::Result<()> {
     let agent = log.lines().filter(|l| l.starts_with("bowline-agent ")).count();
     ensure!(agent >= 5, "the audit log knows nothing of the agents: {log}");
     Ok(())
+}
+
+/// What no test cluster makes anybody ask for, with the reason.
+const NOT_ASKED_FOR: &[(&str, &str)] = &[
+    ("bowline-agent patch events.k8s.io/events", "an event that is said again within minutes"),
+    ("bowline-controller get /nodes", "addresses of a node whose object was deleted"),
+    ("bowline-controller update /secrets", "the certificate is replaced after 60 days"),
+    ("bowline-controller update bowline.dev/networks/finalizers", OWNER_REFERENCES),
+    (
+        "bowline-controller update spiderpool.spidernet.io/spidersubnets/finalizers",
+        OWNER_REFERENCES,
+    ),
+    (
+        "bowline-controller update spiderpool.spidernet.io/spidermultusconfigs/finalizers",
+        OWNER_REFERENCES,
+    ),
+    ("bowline-uninstall patch /nodes", "a node that is tainted when its agent is gone"),
+];
+const OWNER_REFERENCES: &str = "no request: the admission plugin OwnerReferencesPermissionEnforcement asks \
+     for it where an object blocks its owner's deletion";
+
+/// And nothing is granted that was not used: the audit log of all cases, the uninstallation among them,
+/// against what the chart grants.
+pub(crate) fn grants_are_needed(cluster: &Cluster) -> anyhow::Result<()> {
+    let log = cluster.run("audit.sh", &[])?;
+    let used: BTreeSet<&str> = log.lines().filter_map(|l| l.strip_suffix(" ok")).collect();
+    let granted = granted(cluster)?;
+    let is_known = |line: &str| NOT_ASKED_FOR.iter().any(|(known, _)| *known == line);
+    let idle: Vec<&String> =
+        granted.iter().filter(|l| !used.contains(l.as_str()) && !is_known(l)).collect();
+    ensure!(idle.is_empty(), "granted, and never used by any case: {idle:#?}");
+    let stale: Vec<&str> = NOT_ASKED_FOR.iter().map(|(line, _)| *line).collect();
+    let stale: Vec<_> =
+        stale.into_iter().filter(|l| used.contains(l) || !granted.contains(*l)).collect();
+    ensure!(stale.is_empty(), "NOT_ASKED_FOR says what is not so: {stale:#?}");
+    Ok(())
+}
+
+/// What the chart grants, a line for each account, verb and resource, as audit.sh writes them.
+fn granted(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
+    let scripts = cluster.scripts().display();
+    let words = format!(
+        "template bowline {scripts}/../chart/bowline -n {SYSTEM} -f {scripts}/values.yaml \
+         --show-only templates/rbac.yaml --show-only templates/uninstall.yaml"
+    );
+    let rendered = cluster.run("helm.sh", &words.split_whitespace().collect::<Vec<_>>())?;
+    let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+    std::fs::write(file.path(), rendered)?;
+    let path = file.path().to_string_lossy().into_owned();
+    let parsed = cluster.kubectl(&format!("create --dry-run=client -o json -f {path}"))?;
+    let objects = serde_json::Deserializer::from_str(&parsed).into_iter::<Value>();
+    let objects = objects.collect::<Result<Vec<_>, _>>()?;
+    let kind =
+        |object: &&Value, word: &str| object["kind"].as_str().is_some_and(|k| k.ends_with(word));
+    let mut granted = BTreeSet::new();
+    for binding in objects.iter().filter(|o| kind(o, "RoleBinding")) {
+        let account = text(binding, "/subjects/0/name")?;
+        let is_meant = |o: &&Value| {
+            o["kind"] == binding["roleRef"]["kind"]
+                && o["metadata"]["name"] == binding["roleRef"]["name"]
+        };
+        let role =
+            objects.iter().find(is_meant).with_context(|| format!("no role of {binding}"))?;
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let words = |key: &str| rule[key].as_array().cloned().unwrap_or_default();
+            for group in words("apiGroups") {
+                for resource in words("resources") {
+                    for verb in words("verbs") {
+                        let [group, resource, verb] =
+                            [&group, &resource, &verb].map(|w| w.as_str().unwrap_or_default());
+                        granted.insert(format!("{account} {verb} {group}/{resource}"));
+                    }
+                }
+            }
+        }
+    }
+    ensure!(granted.len() > 50, "the chart grants next to nothing: {granted:?}");
+    Ok(granted)
 }

@@ -1,6 +1,7 @@
 //! A node that loses its power.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,7 +15,9 @@ pub(crate) fn cut_and_reboot(cluster: &Cluster) -> anyhow::Result<()> {
     start_again(cluster, &["2"])
 }
 
-/// The same when all processes die and the kernel lives on, with networks and mounts of what is dead.
+/// The same when all processes die and the kernel lives on, with networks and mounts of what is dead: the
+/// NIC is still taken over, and a kubelet that knows nothing starts no data plane without it. The
+/// administrator gives it back, as docs/uplinks.md says.
 pub(crate) fn crash_of_all_but_the_kernel(cluster: &Cluster) -> anyhow::Result<()> {
     start_again(cluster, &["2", "keep"])
 }
@@ -35,6 +38,13 @@ spec:
     let before = sandboxes(cluster)?;
     cluster.run("power-cut.sh", &["2"])?;
     cluster.run("node.sh", node)?;
+    if node.contains(&"keep") {
+        let built = cluster.scripts().join("../../target/release");
+        let binaries = std::env::var_os("BOWLINE_BINARIES").map_or(built, PathBuf::from);
+        let program = binaries.join("bowline-dataplane");
+        let give_back = "--uplink eth0=packet --state-dir /run/bowline --give-back";
+        cluster.on_node(2, &format!("env -u LD_LIBRARY_PATH {} {give_back}", program.display()))?;
+    }
     // The kubelet says what its pods are only when it is back: until then the old status stands.
     eventually("every pod's sandbox is a new one", PATIENCE, || {
         let running = sandboxes(cluster)?;

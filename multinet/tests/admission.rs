@@ -185,7 +185,7 @@ fn a_pod_without_controller_has_no_automatic_pool() {
 }
 
 #[test]
-fn a_namespace_that_a_network_does_not_admit_is_refused() {
+fn a_namespace_that_a_network_does_not_admit_is_warned_since_a_label_cures_it() {
     for annotation in [
         ("bowline.dev/interfaces", r#"[{"name": "eth1", "network": "blue"}]"#),
         ("k8s.v1.cni.cncf.io/networks", "blue"),
@@ -193,7 +193,7 @@ fn a_namespace_that_a_network_does_not_admit_is_refused() {
         let asking = pod(&[annotation], true);
         let found = validate_pod(&world(), &asking, Some(&namespace("b")));
         assert!(
-            found[0].is_error() && found[0].message.contains("does not admit namespace shop"),
+            !found[0].is_error() && found[0].message.contains("does not admit namespace shop"),
             "{found:?}"
         );
     }

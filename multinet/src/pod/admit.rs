@@ -150,10 +150,11 @@ fn check_admission(
     if !network.admits(&namespace.metadata.labels) {
         let message = format!(
             "does not admit namespace {} (spec.namespaceSelector); \
-             label the namespace, or ask the Network's owner",
+             label the namespace, or ask the Network's owner; until then the pod does not start",
             namespace.metadata.name
         );
-        problems.push(Problem::error(at, &network.metadata.name, message));
+        // A label that comes later cures it: ADD refuses until then.
+        problems.push(Problem::warning(at, &network.metadata.name, message));
     }
 }
 

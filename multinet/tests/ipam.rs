@@ -126,6 +126,30 @@ fn a_stateful_pod_takes_its_predecessors_address_over() {
 }
 
 #[test]
+fn a_stateful_pod_leaves_a_pool_that_is_none_of_its_own_any_more() {
+    let one = ("p", "spec: {subnet: 10.0.0.0/24, ips: [10.0.0.10-10.0.0.20]}");
+    let other = ("q", "spec: {subnet: 10.0.1.0/24, ips: [10.0.1.10-10.0.1.20]}");
+    let checked = pools(&[one, other]);
+    let mut view = view();
+    let first = Request { sticky: true, ..request(&checked, "web-0", &["p"]) };
+    assert_eq!(get(&mut view, &first, 0).unwrap().address, ip("10.0.0.10"));
+    // Another interface that names both pools stays where it is.
+    let wide = Request { interface: "eth2".into(), ..first.clone() };
+    assert_eq!(get(&mut view, &wide, 0).unwrap().address, ip("10.0.0.11"));
+    let both = request(&checked, "web-0", &["q", "p"]).candidates;
+    let later = |of: &Request| Request { sandbox_id: "s2".into(), ..of.clone() };
+    let wide = Request { candidates: both, ..later(&wide) };
+    assert_eq!(get(&mut view, &wide, 1).unwrap().address, ip("10.0.0.11"));
+    // The annotation names another pool, and the pod is made anew.
+    let moved = request(&checked, "web-0", &["q"]).candidates;
+    let moved = Request { candidates: moved, ..first };
+    assert_eq!(get(&mut view, &moved, 1).unwrap().address, ip("10.0.0.10"), "the same sandbox");
+    assert_eq!(get(&mut view, &later(&moved), 2).unwrap().address, ip("10.0.1.10"));
+    let left = view.block_of(ip("10.0.0.10")).unwrap().entry(ip("10.0.0.10")).unwrap();
+    assert_eq!(left.state, EntryState::Released);
+}
+
+#[test]
 fn a_new_sandbox_keeps_the_address_and_the_old_one_cannot_release_it() {
     let checked = pool("10.0.0.10-10.0.0.20");
     let mut view = view();

@@ -219,13 +219,17 @@ fn wanted(request: &Request) -> String {
 }
 
 /// What the key holds already, moved to the request's sandbox and owner. Another address than an
-/// exact one that is asked for is given back.
+/// exact one that is asked for is given back, and one of a pool that a pod's successor may not use.
 fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
     let entry = view
         .owned(&request.owner, &request.interface)
         .find(|e| e.state.is_held() && request.owns(e))
         .cloned()?;
-    if request.exact.is_some_and(|exact| exact != entry.address) {
+    // A pod that outlives its sandbox stays in its pool as long as that is one of its pools.
+    let left_pool = request.sticky
+        && entry.sandbox_id != request.sandbox_id
+        && !request.candidates.iter().any(|candidate| candidate.pool == entry.pool);
+    if left_pool || request.exact.is_some_and(|exact| exact != entry.address) {
         let block = view.change(entry.address);
         block.put(Entry { state: EntryState::Released, since_ms: now_ms, ..entry });
         return None;

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use multinet::store::{Store, StoreError};
-use multinet::types::meta::{LabelSelector, Resource};
+use multinet::types::meta::{LabelSelector, Resource, with_foreign};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::file::{END, FileContent, Key, parse};
@@ -275,7 +275,7 @@ impl Directory {
     /// Writes the object's file and returns the object as stored.
     fn replace<R: Resource>(&self, key: &Key, mut object: R) -> Result<R, StoreError> {
         object.meta_mut().resource_version = None;
-        let mut text = serde_yaml_ng::to_string(&object).map_err(|e| {
+        let mut text = text_of(&object).map_err(|e| {
             StoreError::Unavailable(format!("{key} cannot be written as YAML: {e}"))
         })?;
         text.push_str(END);
@@ -374,6 +374,16 @@ impl Store for Directory {
 fn object_in<R: Resource>(content: &FileContent, key: &Key) -> Option<R> {
     let document = content.documents.iter().find(|d| d.key == *key)?;
     document.object.downcast_ref::<R>().cloned()
+}
+
+/// Fields in the types' order, for people; what the types do not know forces them into another.
+fn text_of<R: Resource>(object: &R) -> serde_yaml_ng::Result<String> {
+    if object.meta().foreign.is_none() {
+        return serde_yaml_ng::to_string(object);
+    }
+    let whole =
+        with_foreign(object).map_err(<serde_yaml_ng::Error as serde::ser::Error>::custom)?;
+    serde_yaml_ng::to_string(&whole)
 }
 
 fn unavailable(verb: &str, path: &Path, error: &io::Error) -> StoreError {

@@ -6,8 +6,9 @@ use std::fmt::Debug;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicResourceScope;
 use kube::{Api, Client};
-use multinet::types::meta::Resource;
-use serde::de::Error;
+use multinet::types::meta::{Resource, keep_foreign, with_foreign};
+use serde::de::Error as _;
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -71,7 +72,10 @@ impl<R: Resource> kube::Resource for Object<R> {
 
 impl<R: Resource> Serialize for Object<R> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.inner.serialize(serializer)
+        match self.inner.meta().foreign {
+            None => self.inner.serialize(serializer),
+            Some(_) => with_foreign(&self.inner).map_err(S::Error::custom)?.serialize(serializer),
+        }
     }
 }
 
@@ -81,7 +85,9 @@ impl<'de, R: Resource> Deserialize<'de> for Object<R> {
         let mut value = Map::deserialize(deserializer)?;
         value.entry("apiVersion").or_insert_with(|| R::API_VERSION.into());
         value.entry("kind").or_insert_with(|| R::KIND.into());
-        let inner = R::deserialize(Value::Object(value)).map_err(D::Error::custom)?;
+        let value = Value::Object(value);
+        let mut inner = R::deserialize(&value).map_err(D::Error::custom)?;
+        keep_foreign(&mut inner, &value).map_err(D::Error::custom)?;
         Ok(Self::new(inner))
     }
 }

@@ -1,14 +1,19 @@
 //! The Kubernetes envelope: metadata, label selectors, conditions, and what every kind has in common.
 //!
 //! Invariant: what is read is written back. Fields of the metadata that Bowline has no use for are
-//! carried in `other`, so that an update never erases somebody else's data.
+//! carried in `other`, those of the rest in `foreign`, so that an update never erases somebody else's
+//! data.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::foreign::Foreign;
 
 /// Labels or annotations, in a stable order.
 pub type Labels = BTreeMap<String, String>;
@@ -55,7 +60,10 @@ pub struct ObjectMeta {
     pub finalizers: Vec<String>,
     /// Everything else, carried unchanged.
     #[serde(flatten)]
-    pub other: BTreeMap<String, serde_json::Value>,
+    pub other: BTreeMap<String, Value>,
+    /// What the rest of the object holds that its types do not know.
+    #[serde(skip)]
+    pub foreign: Option<Arc<Foreign>>,
 }
 
 impl ObjectMeta {
@@ -113,6 +121,33 @@ pub trait Resource: Clone + Debug + Serialize + DeserializeOwned + Send + Sync +
     fn meta(&self) -> &ObjectMeta;
     /// The metadata, to be changed.
     fn meta_mut(&mut self) -> &mut ObjectMeta;
+}
+
+/// Groups whose objects Bowline writes. Of others it reads the few fields that it needs.
+const WRITTEN_GROUPS: [&str; 3] = ["bowline.dev/", "spiderpool.spidernet.io/", "k8s.cni.cncf.io/"];
+
+/// Notes what `raw`, which the object was read from, holds beyond what its types know.
+///
+/// # Errors
+/// The object cannot be written as JSON.
+pub fn keep_foreign<R: Resource>(object: &mut R, raw: &Value) -> serde_json::Result<()> {
+    if WRITTEN_GROUPS.iter().any(|group| R::API_VERSION.starts_with(group)) {
+        let known = serde_json::to_value(&*object)?;
+        object.meta_mut().foreign = Foreign::of(raw, &known).map(Arc::new);
+    }
+    Ok(())
+}
+
+/// The object as it is to be written: with what [`keep_foreign`] has noted.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn with_foreign<R: Resource>(object: &R) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(object)?;
+    if let Some(foreign) = &object.meta().foreign {
+        foreign.restore(&mut value);
+    }
+    Ok(value)
 }
 
 /// Defines a kind: a struct of the Kubernetes shape and its [`Resource`] implementation.

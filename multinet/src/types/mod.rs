@@ -5,6 +5,7 @@ pub mod block;
 pub mod coordinator;
 pub mod core;
 pub mod endpoint;
+pub mod foreign;
 pub mod mac;
 pub mod meta;
 pub mod multus;

@@ -14,8 +14,10 @@ use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 use tokio::sync::watch;
 
+use crate::callers::Callers;
 use crate::catalog::{Snapshot, Source};
 use crate::dataplane::{DescriptorKind, Descriptors, Node};
 use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
@@ -33,6 +35,8 @@ pub struct Core {
     pub catalog: Source,
     /// Where attachments outlive the agent.
     pub journal: Journal,
+    /// Who asked for addresses of other plugins' interfaces.
+    pub callers: Callers,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
     checked: Mutex<Option<LastCheck>>,
     /// Counts changes of the attachments.
@@ -42,13 +46,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// Reads the journal.
-    pub fn open(node: String, catalog: Source, journal: Journal) -> std::io::Result<Self> {
+    /// Reads the journal below the state directory.
+    pub fn open(node: String, catalog: Source, state_dir: &Path) -> std::io::Result<Self> {
+        let (journal, callers) = (Journal::open(state_dir)?, Callers::open(state_dir)?);
         let attachments = journal.load()?.into_iter().map(|a| (a.key.clone(), a)).collect();
         Ok(Self {
             node,
             catalog,
             journal,
+            callers,
             attachments: Mutex::new(attachments),
             checked: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -70,8 +76,8 @@ impl Core {
         let catalog = rules::Catalog {
             networks: by_age::<Network>(snapshot, &in_use.networks),
             pools: by_age::<SpiderIPPool>(snapshot, &in_use.pools),
+            subnets: by_age::<SpiderSubnet>(snapshot, &BTreeSet::new()),
             reserved: by_age::<SpiderReservedIP>(snapshot, &BTreeSet::new()),
-            ..rules::Catalog::default()
         };
         let checked = Arc::new(Checked::new(&catalog));
         for problem in &checked.problems {
@@ -300,6 +306,7 @@ pub(crate) fn descriptors(device: Device, fds: Vec<OwnedFd>) -> Descriptors {
 fn same_rules(a: &Snapshot, b: &Snapshot) -> bool {
     a.same_of_kind::<Network>(b)
         && a.same_of_kind::<SpiderIPPool>(b)
+        && a.same_of_kind::<SpiderSubnet>(b)
         && a.same_of_kind::<SpiderReservedIP>(b)
 }
 

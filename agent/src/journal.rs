@@ -87,6 +87,9 @@ pub struct AttachedInterface {
     /// Routes that annotations name; the others follow from the pools.
     #[serde(default)]
     pub named_routes: Vec<PodRoute>,
+    /// What is sent from its addresses leaves by it, whatever other interfaces the pod has.
+    #[serde(default)]
+    pub by_source: bool,
     /// The gateways of its addresses, for the result.
     pub gateways: Vec<IpAddr>,
     /// `tap`, or what stands beside a memif; empty until it is made.

@@ -2,6 +2,7 @@
 //! plugin, claims addresses, and makes what a pod needs in its network namespace.
 #![deny(unsafe_code)]
 
+pub mod callers;
 pub mod catalog;
 pub mod cni_server;
 pub mod config;

@@ -11,7 +11,6 @@ use agent::config::{Config, LogFormat};
 use agent::core::Core;
 use agent::dataplane::Dataplane;
 use agent::install::{self, Places};
-use agent::journal::Journal;
 use agent::metrics::{self, Metrics};
 use agent::node::{self, Firewall};
 use agent::{fault, nodestate, uninstall};
@@ -143,10 +142,9 @@ async fn open_source(
 }
 
 fn open(config: &Config, node: String, source: Source) -> anyhow::Result<Arc<Core>> {
-    let journal = Journal::open(&config.state_dir).with_context(|| {
-        format!("cannot open the state directory {}", config.state_dir.display())
+    let core = Core::open(node, source, &config.state_dir).with_context(|| {
+        format!("cannot read the journal in the state directory {}", config.state_dir.display())
     })?;
-    let core = Core::open(node, source, journal).context("cannot read the journal")?;
     Ok(Arc::new(core))
 }
 

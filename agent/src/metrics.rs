@@ -44,6 +44,8 @@ pub struct Metrics {
     pub dataplane_up: Gauge,
     /// Releases and removals that wait to be tried again.
     pub pending_removals: Gauge,
+    /// Addresses that somebody else on the link had.
+    pub address_conflicts: Counter,
 }
 
 impl Metrics {
@@ -59,6 +61,7 @@ impl Metrics {
             catalog_problems: Gauge::default(),
             dataplane_up: Gauge::default(),
             pending_removals: Gauge::default(),
+            address_conflicts: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("cni_calls", "CNI calls answered", metrics.calls.clone());
@@ -83,6 +86,11 @@ impl Metrics {
             "pending_removals",
             "Removals that wait to be tried again",
             metrics.pending_removals.clone(),
+        );
+        registry.register(
+            "address_conflicts",
+            "Addresses that somebody else on the link had",
+            metrics.address_conflicts.clone(),
         );
         Arc::new(metrics)
     }

@@ -93,6 +93,155 @@ fn a_tap_and_a_memif_are_made_told_and_removed() {
 }
 
 #[test]
+fn what_a_pod_sends_leaves_by_the_interface_that_has_its_address() {
+    let node = node();
+    let netns = Netns::new();
+    // Two Networks with the same prefix, and the default route by the second.
+    let mut pod = Pod::new("a", &netns, "blue", "eth0");
+    let second = r#"[{"name": "eth1", "network": "red", "ips": ["10.7.0.9", "fd07::9"],
+                      "default-route": ["10.7.0.1", "fd07::1"]}]"#;
+    pod.annotation = Some(second.into());
+    let result = node.agent.add(&pod);
+    let way = |to: &str, from: &str| netns.ip(&["route", "get", to, "from", from]);
+    for (own, dev) in
+        [("10.7.0.2", "eth0"), ("10.7.0.9", "eth1"), ("fd07::2", "eth0"), ("fd07::9", "eth1")]
+    {
+        let v4 = own.contains('.');
+        let (near, far) = if v4 { ("10.7.0.77", "8.8.8.8") } else { ("fd07::77", "2001:db8::1") };
+        let gateway = if v4 { "via 10.7.0.1" } else { "via fd07::1" };
+        assert!(way(near, own).contains(&format!("dev {dev}")), "{}", way(near, own));
+        assert!(way(far, own).contains(&format!("{gateway} dev {dev}")), "{}", way(far, own));
+    }
+    assert!(netns.ip(&["route", "get", "8.8.8.8"]).contains("dev eth1"), "the one that is named");
+    assert_eq!(node.agent.check(&pod, &result), Outcome::Done);
+    node.agent.del(&pod);
+    let rules = netns.ip(&["rule"]) + &netns.ip(&["-6", "rule"]);
+    assert!(!rules.contains("lookup 10"), "{rules}");
+
+    // A pod's only interface needs no table.
+    let alone = Netns::new();
+    node.agent.add(&Pod::new("b", &alone, "blue", "eth0"));
+    assert!(!alone.ip(&["rule"]).contains("lookup 10"), "{}", alone.ip(&["rule"]));
+}
+
+const DEFAULT_NETWORK: &str = r#"
+apiVersion: bowline.dev/v1alpha1
+kind: Network
+metadata: {name: default}
+spec: {vni: 1, ipPools: {ipv4: [default-v4]}}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: default-v4}
+spec: {subnet: 10.244.0.0/24, ips: [10.244.0.2-10.244.0.9], gateway: 10.244.0.1}
+"#;
+
+fn services(prefix: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\n\
+         spec: {{cidrs: [{prefix}]}}\n"
+    )
+}
+
+#[test]
+fn the_cluster_stays_on_eth0_wherever_the_default_route_leads() {
+    let node = node();
+    write(&node.agent.catalog, "default.yaml", DEFAULT_NETWORK);
+    write(&node.agent.catalog, "services.yaml", &services("10.96.0.0/16"));
+    let netns = Netns::new();
+    let mut pod = Pod::new("a", &netns, "default", "eth0");
+    pod.annotation =
+        Some(r#"[{"name": "eth1", "network": "red", "default-route": ["10.7.0.1"]}]"#.into());
+    node.agent.add(&pod);
+    let way = |to: &str| netns.ip(&["route", "get", to]);
+    assert!(way("8.8.8.8").contains("dev eth1"), "{}", way("8.8.8.8"));
+    // Services, and the node by its tunnel end, which is all that the stand-in says of it.
+    for to in ["10.96.0.10", "192.0.2.1"] {
+        eventually("the way to the cluster", || {
+            way(to).contains("via 10.244.0.1 dev eth0").then_some(())
+        });
+    }
+    // The cluster's prefixes change under the running pod: Services, then pods.
+    write(&node.agent.catalog, "services.yaml", &services("10.97.0.0/16"));
+    eventually("the new prefix of Services", || {
+        let there = way("10.97.0.10").contains("via 10.244.0.1 dev eth0");
+        (there && way("10.96.0.10").contains("dev eth1")).then_some(())
+    });
+    let more = DEFAULT_NETWORK.replace("[default-v4]", "[default-v4, more-v4]")
+        + "---\napiVersion: spiderpool.spidernet.io/v2beta1\nkind: SpiderIPPool\n\
+           metadata: {name: more-v4}\nspec: {subnet: 10.245.0.0/24, ips: [10.245.0.2]}\n";
+    write(&node.agent.catalog, "default.yaml", &more);
+    eventually("the new prefix of pods, in the interface's own table too", || {
+        let from_eth0 = netns.ip(&["route", "get", "10.245.0.2", "from", "10.244.0.2"]);
+        let all = [way("10.245.0.2"), from_eth0];
+        all.iter().all(|way| way.contains("via 10.244.0.1 dev eth0")).then_some(())
+    });
+}
+
+/// Answers on the data plane's side of a tap, as the data plane would: ARP for these addresses.
+fn answer_arp(node: &Node, interface: &str, addresses: &'static [[u8; 4]]) {
+    let told = node.dataplane.told.clone();
+    let interface = interface.to_owned();
+    std::thread::spawn(move || {
+        let deadline = std::time::Instant::now() + common::DEADLINE;
+        while std::time::Instant::now() < deadline {
+            let queue = told.lock().unwrap().queue(&interface);
+            let mut frame = [0; 2048];
+            // A virtio header of 12 bytes comes first.
+            let read = queue.as_ref().map(|queue| nix::unistd::read(queue, &mut frame));
+            let (Some(Ok(length)), Some(queue)) = (read, queue) else {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                continue;
+            };
+            let asked = length >= 54 && frame[24..26] == [8, 6] && frame[32..34] == [0, 1];
+            if !asked || !addresses.contains(&frame[50..54].try_into().unwrap()) {
+                continue;
+            }
+            let (asker, target): ([u8; 10], [u8; 4]) =
+                (frame[34..44].try_into().unwrap(), frame[50..54].try_into().unwrap());
+            let own = [2, 0xee, 0, 0, 0, 1];
+            frame[12..18].copy_from_slice(&asker[..6]);
+            frame[18..24].copy_from_slice(&own);
+            frame[33] = 2;
+            frame[34..40].copy_from_slice(&own);
+            frame[40..44].copy_from_slice(&target);
+            frame[44..54].copy_from_slice(&asker);
+            frame[..12].fill(0);
+            let _ = nix::unistd::write(&queue, &frame[..54]);
+        }
+    });
+}
+
+#[test]
+fn a_tap_asks_for_its_address_and_gateway_where_the_pool_wants_it() {
+    let node = node();
+    let careful = TWO_NETWORKS.replace(
+        "metadata: {name: blue-v4}",
+        "metadata: {name: blue-v4, annotations: {bowline.dev/detect-ip-conflict: 'true', \
+         bowline.dev/detect-gateway: 'true'}}",
+    );
+    write(&node.agent.catalog, "networks.yaml", &careful);
+    let netns = Netns::new();
+    let pod = Pod::new("a", &netns, "blue", "eth0");
+    let error = node.agent.add_refused(&pod);
+    assert_eq!(error.code, code::TRY_AGAIN_LATER);
+    assert!(error.msg.contains("the gateway 10.7.0.1 does not answer"), "{}", error.msg);
+    assert_eq!((node.agent.held(), netns.devices()), (vec![], vec![]));
+    assert_eq!(node.dataplane.interface_ids(), Vec::<String>::new());
+
+    // The gateway is there, and so is somebody at the first two addresses.
+    answer_arp(&node, "sandbox-a/eth0", &[[10, 7, 0, 1], [10, 7, 0, 2], [10, 7, 0, 3]]);
+    let result = node.agent.add(&pod);
+    assert_eq!(result.ips[0].address, "10.7.0.4/24");
+    let held: Vec<_> = node.agent.held().into_iter().map(|(ip, ..)| ip).collect();
+    assert_eq!(held, ["10.7.0.4", "fd07::2"]);
+    // A memif has no link to ask by.
+    let mut memif = Pod::new("b", &netns, "blue", "memif0");
+    memif.container_id = "sandbox-b".into();
+    assert_eq!(node.agent.add(&memif).ips[0].address, "10.7.0.5/24");
+}
+
+#[test]
 fn the_same_add_again_and_two_at_once_give_one_result() {
     let node = node();
     let netns = Netns::new();

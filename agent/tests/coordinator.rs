@@ -178,6 +178,44 @@ fn the_default_route_is_where_the_pod_wants_it() {
 }
 
 #[test]
+fn two_interfaces_of_the_lan_answer_each_for_itself_whatever_they_are_called() {
+    let node = node();
+    let second =
+        POOL.replace("lan-v4", "lan-b").replace("10.60.", "10.61.").replace(", default: true", "");
+    write(&node.agent.catalog, "second.yaml", &second);
+    node.lan.ip(&["address", "add", "10.61.0.1/24", "dev", "lan0"]);
+    let pod_netns = Netns::new();
+    let eth0 = ChainPod::new("a", &pod_netns, "eth0");
+    let other = ChainPod::new("a", &pod_netns, "data7x");
+    let coordinator = json!({"type": "coordinator"});
+    node.plugins.add(&eth0, &[macvlan(), coordinator.clone()]).result();
+    let mut lan_b = macvlan();
+    lan_b["ipam"]["default_ipv4_ippool"] = json!(["lan-b"]);
+    let chain = [lan_b.clone(), coordinator];
+    let result = node.plugins.add(&other, &chain).result();
+
+    let way = |args: &[&str]| pod_netns.ip(&[&["route", "get"], args].concat());
+    assert!(way(&["8.8.8.8"]).contains("dev eth0"), "{}", way(&["8.8.8.8"]));
+    let replies = way(&["8.8.8.8", "from", "10.61.0.2"]);
+    assert!(replies.contains("via 10.61.0.1 dev data7x"), "{replies}");
+    for address in ["10.60.0.2", "10.61.0.2"] {
+        assert!(pings(&node.lan, &["-I", "172.31.0.1", address]), "{}", pod_netns.ip(&["rule"]));
+        assert!(pings(&node.netns, &[address]), "the node: {}", pod_netns.ip(&["rule"]));
+        let service = way(&["10.96.0.1", "from", address]);
+        assert!(service.contains("dev veth0"), "{service}");
+    }
+    node.plugins.del(&other, &chain, Some(&result));
+
+    let chain = [lan_b, json!({"type": "coordinator", "podDefaultRouteNic": "data7x"})];
+    node.plugins.add(&other, &chain).result();
+    assert!(way(&["8.8.8.8"]).contains("dev data7x"), "{}", way(&["8.8.8.8"]));
+    let replies = way(&["8.8.8.8", "from", "10.60.0.2"]);
+    assert!(replies.contains("via 10.60.0.1 dev eth0"), "{replies}");
+    assert!(way(&["10.96.0.1"]).contains("dev veth0"), "{}", way(&["10.96.0.1"]));
+    assert!(pings(&node.lan, &["-I", "172.31.0.1", "10.60.0.2"]), "{}", pod_netns.ip(&["rule"]));
+}
+
+#[test]
 fn untouched_routes_and_refusals() {
     let node = node();
     let pod_netns = Netns::new();
@@ -207,6 +245,29 @@ fn untouched_routes_and_refusals() {
     write(&node.agent.catalog, "coordinator.yaml", &waiting);
     let sentence = refused(json!({"type": "coordinator"}));
     assert!(sentence.contains("NotReady: no CIDRs"), "{sentence}");
+}
+
+#[test]
+fn a_conflict_and_a_gateway_that_is_away_are_found_behind_any_plugin() {
+    let node = node();
+    let netns = Netns::new();
+    let pod = ChainPod::new("a", &netns, "eth0");
+    let detecting = json!({"type": "coordinator", "detectIPConflict": true, "detectGateway": true});
+    let chain = [macvlan(), detecting];
+    node.lan.ip(&["address", "add", "10.60.0.2/24", "dev", "lan0"]);
+    let sentence = node.plugins.add(&pod, &chain).refusal();
+    assert!(sentence.contains("10.60.0.2") && sentence.contains("another address"), "{sentence}");
+    node.plugins.del(&pod, &chain, None);
+    // The next sandbox.
+    let result = node.plugins.add(&pod, &chain).result();
+    assert_eq!(common::chain::addresses(&result), ["10.60.0.3/24"]);
+    node.plugins.del(&pod, &chain, Some(&result));
+
+    node.lan.ip(&["address", "del", "10.60.0.1/24", "dev", "lan0"]);
+    let sentence = node.plugins.add(&pod, &chain).refusal();
+    assert!(sentence.contains("the gateway 10.60.0.1 does not answer"), "{sentence}");
+    node.plugins.del(&pod, &chain, None);
+    assert_eq!(common::held(&node.agent.catalog), []);
 }
 
 /// Does the kernel know devices of this kind?

@@ -14,6 +14,7 @@ const ARROWS: [(&str, &str); 22] = [
     ("bowline-agent", "bowline-api"),
     ("bowline-agent", "multinet"),
     ("bowline-agent", "bowline-cni"),
+    ("bowline-agent", "bowline-wire"),
     ("bowline-controller", "multinet"),
     ("bowline-kube", "multinet"),
     ("bowline-agent", "bowline-kube"),

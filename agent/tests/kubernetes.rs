@@ -197,3 +197,137 @@ fn a_stateful_sets_pod_finds_its_address_on_another_node() {
     assert_eq!(two.agent.call(&request(&later, &second, Command::Del)).outcome, Outcome::Done);
     assert_eq!(cluster.held("default").into_iter().filter(|h| h.0 == second).count(), 0);
 }
+
+#[test]
+fn an_automatic_pool_is_that_of_the_pods_outermost_controller() {
+    use multinet::auto::{Action, Application, Present, Wanted, plan_auto_pools};
+    use multinet::rules::{Catalog, Checked};
+    use multinet::types::subnet::SpiderSubnet;
+
+    let cluster = Cluster::start();
+    let node = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    cluster.apply(
+        "
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderSubnet
+metadata: {name: lan, labels: {bowline.dev/network: blue}}
+spec: {subnet: 10.66.0.0/24, ips: [10.66.0.2-10.66.0.9], gateway: 10.66.0.1}
+",
+    );
+    let template = serde_json::json!({
+        "metadata": {"labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "c", "image": "localhost/none"}]}});
+    let workload = |kind: &str, name: &str, owners: serde_json::Value| {
+        cluster.made(serde_json::json!({
+            "apiVersion": "apps/v1", "kind": kind,
+            "metadata": {"name": name, "namespace": "test", "ownerReferences": owners},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template},
+        }))
+    };
+    let owner = |kind: &str, name: &str, uid: &str| {
+        serde_json::json!([{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid,
+                            "controller": true}])
+    };
+    let deployment = workload("Deployment", "web", serde_json::json!([]));
+    let of_deployment = owner("Deployment", "web", &deployment);
+    let replica_set = workload("ReplicaSet", "web-1", of_deployment);
+    let asks = r#"[{"interface": "eth1", "ipv4": ["lan"]}]"#;
+    let uid = cluster.create_pod(&serde_json::json!({
+        "name": "web-1-a", "namespace": "test",
+        "annotations": {"ipam.spidernet.io/subnets": asks},
+        "ownerReferences": owner("ReplicaSet", "web-1", &replica_set),
+    }));
+    let netns = Netns::new();
+    let pod = Pod::new("web-1-a", &netns, "blue", "eth1");
+    let add = request(&pod, &uid, Command::Add);
+    let outcome = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| node.agent.call(&add).outcome);
+        eventually("the call waits", || {
+            node.agent.log().contains("waits for its application's automatic pools").then_some(())
+        });
+        // What the controller makes.
+        let store = &cluster.store;
+        let subnet = cluster.runtime.block_on(store.get::<SpiderSubnet>(None, "lan")).unwrap();
+        let subnets = [("lan".to_owned(), subnet.unwrap())].into();
+        let checked = Checked::new(&Catalog { subnets, ..Catalog::default() });
+        let app = Application {
+            api_version: "apps/v1".into(),
+            kind: "Deployment".into(),
+            namespace: "test".into(),
+            name: "web".into(),
+            uid: deployment.clone(),
+        };
+        let asks = [("ipam.spidernet.io/subnets".to_owned(), asks.to_owned())].into();
+        let wanted = Wanted::read(&asks, Some(1)).unwrap();
+        let pools = std::collections::BTreeMap::new();
+        let present =
+            Present { checked: &checked, pools: &pools, is_held: &|_, _| false, spare: 1 };
+        for action in plan_auto_pools(&app, &wanted, present).unwrap() {
+            let Action::Create(pool) = action else { panic!("{action:?}") };
+            cluster.runtime.block_on(store.create(&*pool)).unwrap();
+        }
+        waiting.join().unwrap()
+    });
+    let Outcome::Result(result) = outcome else { panic!("{outcome:?}: {}", node.agent.log()) };
+    assert_eq!(result.ips[0].address, "10.66.0.2/24");
+}
+
+#[test]
+fn a_stateful_sets_pod_keeps_its_address_of_the_lan() {
+    use multinet::types::pool::SpiderIPPool;
+
+    let cluster = Cluster::start();
+    let node = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    cluster.apply(
+        "
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: lan-v4}
+spec: {subnet: 10.60.0.0/24, ips: [10.60.0.2-10.60.0.9], default: true}
+",
+    );
+    let set = |name: &str, replicas: u32| {
+        let template = serde_json::json!({
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "localhost/none"}]}});
+        let uid = cluster.made(serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet",
+            "metadata": {"name": name, "namespace": "test"},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+                     "template": template},
+        }));
+        let owners = serde_json::json!([{"apiVersion": "apps/v1", "kind": "StatefulSet",
+                                         "name": name, "uid": uid, "controller": true}]);
+        let metadata = serde_json::json!({"name": format!("{name}-0"), "namespace": "test",
+                                          "ownerReferences": owners});
+        cluster.create_pod(&metadata)
+    };
+    let netns = Netns::new();
+    let ipam = |name: &str, uid: &str, sandbox: &str, command: Command| {
+        let pod = Pod { container_id: sandbox.into(), ..Pod::new(name, &netns, "", "net1") };
+        let mut request = request(&pod, uid, command);
+        request.mode = cni::rpc::CallMode::Ipam;
+        node.agent.call(&request).outcome
+    };
+    eventually("the pool is known to the agent", || {
+        let pool = cluster.store.get::<SpiderIPPool>(None, "lan-v4");
+        cluster.runtime.block_on(pool).unwrap()
+    });
+    let (wanted, scaled_down) = (set("db", 1), set("old", 0));
+    for (name, uid, kept) in [("db-0", &wanted, 1), ("old-0", &scaled_down, 0)] {
+        let added = eventually("an address", || match ipam(name, uid, "s1", Command::Add) {
+            Outcome::Result(result) => Some(result),
+            _ => None,
+        });
+        assert_eq!(ipam(name, uid, "s1", Command::Del), Outcome::Done);
+        let held = cluster.held("").into_iter().filter(|h| h.0 == *uid).count();
+        assert_eq!(held, kept, "{name}");
+        if kept == 1 {
+            // Somebody else asks meanwhile, then the ordinal's next sandbox.
+            let other = cluster.pod("other", &serde_json::json!({}));
+            assert!(matches!(ipam("other", &other, "s2", Command::Add), Outcome::Result(_)));
+            let Outcome::Result(again) = ipam(name, uid, "s3", Command::Add) else { panic!() };
+            assert_eq!(again.ips, added.ips);
+        }
+    }
+}

@@ -2,8 +2,10 @@
 
 mod common;
 
+use cni::rpc::{self, CallMode};
 use common::chain::{ChainPod, Plugins, addresses, node_with_lan};
-use common::{Agent, Netns, TWO_NETWORKS, eventually, held, run, write};
+use common::{Agent, Netns, Pod, TWO_NETWORKS, eventually, held, run, write};
+use multinet::types::block::{AddressBlock, EntryState};
 use serde_json::{Value, json};
 
 const LAN_POOLS: &str = r#"
@@ -31,7 +33,7 @@ struct Node {
     agent: Agent,
     plugins: Plugins,
     lan: Netns,
-    _netns: Netns,
+    netns: Netns,
     _dir: tempfile::TempDir,
 }
 
@@ -44,7 +46,7 @@ fn node() -> Node {
     write(&agent.catalog, "lan.yaml", LAN_POOLS);
     agent.start(&[]);
     let plugins = Plugins::new(&agent, &netns);
-    Node { agent, plugins, lan, _netns: netns, _dir: dir }
+    Node { agent, plugins, lan, netns, _dir: dir }
 }
 
 /// A chain of one: macvlan with both families.
@@ -184,4 +186,256 @@ fn a_del_without_agent_is_done_when_it_is_back() {
     assert_eq!(held(&node.agent.catalog).len(), 2, "nobody is there to free them");
     node.agent.start(&[]);
     eventually("the addresses are free", || held(&node.agent.catalog).is_empty().then_some(()));
+}
+
+/// A pool whose pods ask their link, with macvlan over it.
+fn careful(extra: &str) -> (String, [Value; 1]) {
+    let pool = format!(
+        r#"
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata:
+  name: careful-v4
+  annotations: {{bowline.dev/detect-ip-conflict: "true", {extra}}}
+spec: {{subnet: 10.62.0.0/24, ips: [10.62.0.2-10.62.0.5], gateway: 10.62.0.1}}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata:
+  name: careful-v6
+  annotations: {{bowline.dev/detect-ip-conflict: "true", {extra}}}
+spec: {{subnet: "fd62::/64", ips: ["fd62::2-fd62::5"], gateway: "fd62::1"}}
+"#
+    );
+    let macvlan = json!({"type": "macvlan", "master": "parent", "mode": "bridge", "ipam": {
+        "type": "spiderpool",
+        "default_ipv4_ippool": ["careful-v4"], "default_ipv6_ippool": ["careful-v6"],
+    }});
+    (pool, [macvlan])
+}
+
+/// Addresses of the LAN that nobody has told Bowline of.
+fn squat(lan: &Netns, addresses: &[&str]) {
+    for address in addresses {
+        let v6: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        lan.ip(&[&["address", "add", address, "dev", "lan0"], v6].concat());
+    }
+}
+
+fn quarantined(node: &Node) -> Vec<(String, String)> {
+    let files = std::fs::read_dir(node.agent.catalog.join("AddressBlock")).unwrap();
+    let text = files.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap());
+    let blocks = text.map(|t| serde_yaml_ng::from_str::<AddressBlock>(&t).unwrap());
+    let entries = blocks.flat_map(|b| b.spec.entries);
+    let bad = entries.filter(|e| e.state == EntryState::Quarantined);
+    let mut bad: Vec<_> = bad.map(|e| (e.address.to_string(), e.reason)).collect();
+    bad.sort();
+    bad
+}
+
+#[test]
+fn an_address_that_somebody_on_the_lan_has_is_set_aside_and_another_one_taken() {
+    let node = node();
+    let (pool, chain) = careful("");
+    write(&node.agent.catalog, "careful.yaml", &pool);
+    squat(&node.lan, &["10.62.0.2/24", "10.62.0.3/24", "fd62::2/64"]);
+    let netns = Netns::new();
+    let result = node.plugins.add(&ChainPod::new("a", &netns, "eth0"), &chain).result();
+    assert_eq!(addresses(&result), ["10.62.0.4/24", "fd62::3/64"]);
+    let bad = quarantined(&node);
+    let ips: Vec<_> = bad.iter().map(|(ip, _)| ip.as_str()).collect();
+    assert_eq!(ips, ["10.62.0.2", "10.62.0.3", "fd62::2"]);
+    let mac = node.lan.ip(&["-br", "link", "show", "lan0"]);
+    let mac = mac.split_whitespace().nth(2).unwrap();
+    assert!(bad.iter().all(|(_, why)| why.contains(mac)), "{mac}: {bad:?}");
+    assert_eq!(held(&node.agent.catalog).len(), 2);
+
+    // A StatefulSet's pod does not change its address: whoever has it must go.
+    let other = Netns::new();
+    write(
+        &node.agent.catalog,
+        "pod.yaml",
+        r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: db-0
+  namespace: test
+  uid: uid-db-0
+  ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: db, uid: u, controller: true}]
+"#,
+    );
+    squat(&node.lan, &["10.62.0.5/24"]);
+    let stateful = ChainPod::new("db-0", &other, "eth0");
+    let sentence = node.plugins.add(&stateful, &chain).refusal();
+    assert!(sentence.contains("10.62.0.5") && sentence.contains("StatefulSet"), "{sentence}");
+    assert_eq!(quarantined(&node).len(), 3, "it is not set aside");
+    node.plugins.del(&stateful, &chain, None);
+    node.lan.ip(&["address", "del", "10.62.0.5/24", "dev", "lan0"]);
+    let result = node.plugins.add(&stateful, &chain).result();
+    assert_eq!(addresses(&result)[0], "10.62.0.5/24");
+
+    // Nothing is left: the sentence says how many are in quarantine, and nothing stays claimed.
+    let third = Netns::new();
+    let late = ChainPod::new("c", &third, "eth0");
+    let before = held(&node.agent.catalog);
+    let sentence = node.plugins.add(&late, &chain).refusal();
+    assert!(sentence.contains("2 in quarantine"), "{sentence}");
+    assert_eq!(held(&node.agent.catalog), before);
+}
+
+#[test]
+fn a_pod_whose_gateway_is_away_is_not_started() {
+    let node = node();
+    let (pool, chain) = careful("bowline.dev/detect-gateway: \"true\"");
+    write(&node.agent.catalog, "careful.yaml", &pool);
+    squat(&node.lan, &["10.62.0.1/24"]);
+    let netns = Netns::new();
+    let pod = ChainPod::new("a", &netns, "eth0");
+    let sentence = node.plugins.add(&pod, &chain).refusal();
+    assert!(sentence.contains("the gateway fd62::1 does not answer"), "{sentence}");
+    assert_eq!(held(&node.agent.catalog), []);
+    assert_eq!(quarantined(&node), []);
+    node.plugins.del(&pod, &chain, None);
+    squat(&node.lan, &["fd62::1/64"]);
+    let result = node.plugins.add(&pod, &chain).result();
+    assert_eq!(addresses(&result), ["10.62.0.2/24", "fd62::2/64"]);
+}
+
+#[test]
+fn a_pool_asks_only_where_there_is_an_interface_to_ask_by() {
+    let node = node();
+    let (pool, _) = careful("");
+    write(&node.agent.catalog, "careful.yaml", &pool);
+    let netns = Netns::new();
+    let config = json!({"type": "spiderpool", "ipam": {"default_ipv4_ippool": ["careful-v4"]}});
+    let early = node.plugins.call("ADD", &ChainPod::new("a", &netns, "net1"), &config, None);
+    let sentence = early.refusal();
+    assert!(sentence.contains("before it makes the interface"), "{sentence}");
+    assert_eq!(held(&node.agent.catalog), []);
+}
+
+#[test]
+fn only_pools_around_the_masters_addresses_serve_where_that_is_wanted() {
+    let node = node();
+    let pools = ["10.63.0", "10.64.0"].map(|net| {
+        format!(
+            "apiVersion: spiderpool.spidernet.io/v2beta1\nkind: SpiderIPPool\n\
+             metadata: {{name: net-{}}}\nspec: {{subnet: {net}.0/24, ips: [{net}.2-{net}.9]}}\n",
+            &net[3..5]
+        )
+    });
+    write(&node.agent.catalog, "two.yaml", &pools.join("---\n"));
+    node.netns.ip(&["address", "add", "10.64.0.200/24", "dev", "parent"]);
+    let netns = Netns::new();
+    let config = json!({"type": "spiderpool", "master": "parent", "ipam": {
+        "match_master_subnet": true, "default_ipv4_ippool": ["net-63", "net-64"]}});
+    let pod = ChainPod::new("a", &netns, "net1");
+    let result = node.plugins.call("ADD", &pod, &config, None).result();
+    assert_eq!(addresses(&result), ["10.64.0.2/24"]);
+    node.netns.ip(&["address", "del", "10.64.0.200/24", "dev", "parent"]);
+    let late = ChainPod::new("b", &netns, "net1");
+    let sentence = node.plugins.call("ADD", &late, &config, None).refusal();
+    for pool in ["pool net-63 holds no address", "pool net-64 holds no address"] {
+        assert!(sentence.contains(pool), "{sentence}");
+    }
+}
+
+#[test]
+fn automatic_pools_serve_their_application_and_are_waited_for() {
+    let node = node();
+    let pod = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-1
+  namespace: test
+  uid: uid-web-1
+  annotations: {ipam.spidernet.io/subnet: '{"ipv4": ["lan-subnet"]}'}
+  ownerReferences:
+    - {apiVersion: apps/v1, kind: Deployment, name: web, uid: 1-2-3-4-55555, controller: true}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderSubnet
+metadata: {name: lan-subnet}
+spec: {subnet: 10.66.0.0/24, ips: [10.66.0.2-10.66.0.9]}
+"#;
+    write(&node.agent.catalog, "pod.yaml", pod);
+    let netns = Netns::new();
+    let config = json!({"type": "spiderpool", "ipam": {"default_ipv4_ippool": ["lan-v4"]}});
+    let add =
+        |name: &str| node.plugins.call("ADD", &ChainPod::new(name, &netns, "eth0"), &config, None);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| add("web-1").result());
+        eventually("the call waits", || {
+            node.agent.log().contains("waits for its application's automatic pools").then_some(())
+        });
+        assert!(!waiting.is_finished());
+        // What the controller makes of the subnet.
+        let pool = auto_pool();
+        write(&node.agent.catalog, "auto.yaml", &serde_yaml_ng::to_string(&pool).unwrap());
+        assert_eq!(addresses(&waiting.join().unwrap()), ["10.66.0.2/24"]);
+    });
+    // Nobody else may use it.
+    let greedy =
+        json!({"type": "spiderpool", "ipam": {"default_ipv4_ippool": [auto_pool().name()]}});
+    let sentence =
+        node.plugins.call("ADD", &ChainPod::new("b", &netns, "net1"), &greedy, None).refusal();
+    assert!(sentence.contains("automatic pool of another application"), "{sentence}");
+}
+
+/// As the controller makes it of `lan-subnet`.
+fn auto_pool() -> multinet::types::pool::SpiderIPPool {
+    use multinet::auto::{Action, Application, Present, Wanted, plan_auto_pools};
+    use multinet::rules::{Catalog, Checked};
+    let subnet = "apiVersion: spiderpool.spidernet.io/v2beta1\nkind: SpiderSubnet\n\
+                  metadata: {name: lan-subnet}\n\
+                  spec: {subnet: 10.66.0.0/24, ips: [10.66.0.2-10.66.0.9]}";
+    let subnets = [("lan-subnet".to_owned(), serde_yaml_ng::from_str(subnet).unwrap())].into();
+    let checked = Checked::new(&Catalog { subnets, ..Catalog::default() });
+    let app = Application {
+        api_version: "apps/v1".into(),
+        kind: "Deployment".into(),
+        namespace: "test".into(),
+        name: "web".into(),
+        uid: "1-2-3-4-55555".into(),
+    };
+    let asks = ("ipam.spidernet.io/subnet".to_owned(), r#"{"ipv4": ["lan-subnet"]}"#.to_owned());
+    let wanted = Wanted::read(&[asks].into(), Some(2)).unwrap();
+    let pools = std::collections::BTreeMap::new();
+    let present = Present { checked: &checked, pools: &pools, is_held: &|_, _| false, spare: 1 };
+    match plan_auto_pools(&app, &wanted, present).unwrap().remove(0) {
+        Action::Create(pool) => *pool,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_gc_gives_back_what_its_own_configuration_asked_for() {
+    let node = node();
+    let netns = Netns::new();
+    let ipam = json!({"type": "bowline-ipam", "ipam": {"default_ipv4_ippool": ["lan-v4"]}});
+    let pods = ["a", "b"].map(|name| ChainPod::new(name, &netns, "net1"));
+    for pod in &pods {
+        node.plugins.call("ADD", pod, &ipam, None).result();
+    }
+    let gc = |conf: &str, valid: &[&ChainPod]| {
+        let mut request = Pod::new("none", &netns, "", "").request(rpc::Command::Gc);
+        request.mode = CallMode::Ipam;
+        request.container_id.clear();
+        request.config.name = conf.into();
+        let valid = valid.iter().map(|pod| cni::netconf::ValidAttachment {
+            container_id: pod.sandbox.clone(),
+            ifname: pod.ifname.clone(),
+        });
+        request.config.valid_attachments = Some(valid.collect());
+        assert_eq!(node.agent.call(&request).outcome, rpc::Outcome::Done);
+        held(&node.agent.catalog).into_iter().map(|(.., sandbox)| sandbox).collect::<Vec<_>>()
+    };
+    // The tests' configuration is called `lan`.
+    assert_eq!(gc("another", &[]), ["sandbox-a", "sandbox-b"]);
+    assert_eq!(gc("lan", &[&pods[1]]), ["sandbox-b"]);
+    assert_eq!(gc("lan", &[&pods[1]]), ["sandbox-b"]);
+    assert!(node.plugins.call("DEL", &pods[1], &ipam, None).success);
+    assert_eq!(std::fs::read_dir(node.agent.dir.join("state/callers")).unwrap().count(), 0);
 }

@@ -390,6 +390,11 @@ impl Want<'_> {
         if let Some(network) = subnet.meta.labels.get(annotation::NETWORK) {
             labels.insert(annotation::NETWORK.into(), network.clone());
         }
+        for key in [annotation::DETECT_CONFLICT, annotation::DETECT_GATEWAY] {
+            if let Some(value) = subnet.meta.annotations.get(key) {
+                meta.annotations.insert(key.into(), value.clone());
+            }
+        }
         if let Some(size) = self.wanted.size {
             meta.annotations.insert(IP_NUMBER.into(), size.to_string());
         }

@@ -1,8 +1,8 @@
 //! The Kubernetes API as the agent's catalog: a few watches whose size does not depend on the pods of
 //! other nodes.
 //!
-//! Watched are Networks, pools (their metadata; specs are fetched when they change), reservations,
-//! NodeStates, this node's Node, and the AddressBlocks of the Networks in local use. The pod of an
+//! Watched are Networks, pools and subnets (their metadata; specs are fetched when they change), reservations,
+//! NodeStates, ServiceCIDRs, this node's Node, and the AddressBlocks of the Networks in local use. The pod of an
 //! ADD and its namespace are fetched by name.
 
 use std::collections::BTreeMap;
@@ -17,11 +17,12 @@ use kube::Client;
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::coordinator::SpiderCoordinator;
-use multinet::types::core::{Namespace, Node, Pod, PodSpec};
+use multinet::types::core::{Namespace, Node, Pod, PodSpec, ServiceCIDR};
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -76,11 +77,14 @@ impl ApiCatalog {
         let first = [
             catalog.start(follow::<Network>(&client, &everything)),
             catalog.start(follow_specs::<SpiderIPPool>(&client, &everything)),
+            catalog.start(follow_specs::<SpiderSubnet>(&client, &everything)),
             catalog.start(follow::<SpiderReservedIP>(&client, &everything)),
             catalog.start(follow::<SpiderCoordinator>(&client, &everything)),
             catalog.start(follow::<NodeState>(&client, &everything)),
             catalog.start(follow::<Node>(&client, &Selection::named(node))),
         ];
+        // Kubernetes before 1.33 has none: they are not waited for.
+        catalog.start(follow::<ServiceCIDR>(&client, &everything));
         for told in first {
             wait_until_told(told).await;
         }

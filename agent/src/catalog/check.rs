@@ -3,10 +3,11 @@
 use multinet::rules::{self, Problem};
 use multinet::types::block::AddressBlock;
 use multinet::types::coordinator::SpiderCoordinator;
-use multinet::types::core::{Namespace, Node, Pod};
+use multinet::types::core::{Namespace, Node, Pod, ServiceCIDR};
 use multinet::types::network::{Encapsulation, Network};
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 
 /// Kinds that can be wrong in themselves.
 pub(crate) trait Checked {
@@ -49,6 +50,12 @@ impl Checked for SpiderIPPool {
     }
 }
 
+impl Checked for SpiderSubnet {
+    fn check(&self) -> Vec<Problem> {
+        rules::validate_subnet(self)
+    }
+}
+
 impl Checked for SpiderReservedIP {
     fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
@@ -84,4 +91,4 @@ macro_rules! never_wrong_by_itself {
         }
     )*};
 }
-never_wrong_by_itself!(Pod, Namespace, Node);
+never_wrong_by_itself!(Pod, Namespace, Node, ServiceCIDR);

@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use multinet::types::block::AddressBlock;
 use multinet::types::coordinator::SpiderCoordinator;
-use multinet::types::core::{Namespace, Node, Pod};
-use multinet::types::meta::{ObjectMeta, Resource};
+use multinet::types::core::{Namespace, Node, Pod, ServiceCIDR};
+use multinet::types::meta::{ObjectMeta, Resource, keep_foreign};
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 use serde::Deserialize;
 
 use super::check;
@@ -325,9 +326,10 @@ const fn entry<R: Resource + check::Checked>() -> KindEntry {
     KindEntry { kind: R::KIND, api_version: R::API_VERSION, read: read_as::<R> }
 }
 
-static KINDS: [KindEntry; 9] = [
+static KINDS: [KindEntry; 11] = [
     entry::<Network>(),
     entry::<SpiderIPPool>(),
+    entry::<SpiderSubnet>(),
     entry::<SpiderReservedIP>(),
     entry::<SpiderCoordinator>(),
     entry::<AddressBlock>(),
@@ -335,6 +337,7 @@ static KINDS: [KindEntry; 9] = [
     entry::<Pod>(),
     entry::<Namespace>(),
     entry::<Node>(),
+    entry::<ServiceCIDR>(),
 ];
 
 fn read_as<R: Resource + check::Checked>(
@@ -348,6 +351,13 @@ fn read_as<R: Resource + check::Checked>(
         return Err(vec![place.problem(name, "metadata.name", "is missing".into())]);
     }
     object.meta_mut().resource_version = Some(place.version.to_owned());
+    // Files that agents write hold one object each; nobody rewrites the others.
+    if place.file.starts_with(R::KIND)
+        && let Ok(raw) = serde_yaml_ng::from_str(place.text)
+        && let Err(e) = keep_foreign(&mut object, &raw)
+    {
+        return Err(vec![place.problem(name, "", e.to_string())]);
+    }
     let found = object.check();
     let problems: Vec<_> = found
         .iter()

@@ -164,7 +164,9 @@ impl Snapshot {
 
     /// All objects of a kind, by namespace and name.
     pub fn list<R: Resource>(&self) -> impl Iterator<Item = Arc<R>> {
-        let of_kind = self.objects.iter().filter(|(key, _)| key.kind == R::KIND);
+        // Keys are sorted by kind first.
+        let first = Key { kind: R::KIND, namespace: String::new(), name: String::new() };
+        let of_kind = self.objects.range(first..).take_while(|(key, _)| key.kind == R::KIND);
         of_kind.filter_map(|(_, object)| object.clone().downcast::<R>().ok())
     }
 

@@ -14,7 +14,7 @@ use multinet::pod::Wish;
 use multinet::range::Family;
 use multinet::realm::network_mtu;
 use multinet::realm::state::Port;
-use multinet::rules::{Checked, Problem};
+use multinet::rules::{Checked, Home, Problem};
 use multinet::types::block::Owner;
 use multinet::types::mac::Mac;
 use multinet::types::network::{DEFAULT_NETWORK, Network, PoolLists};
@@ -22,10 +22,11 @@ use multinet::types::node::NodeState;
 
 use super::addresses::{self, Claimer, Given};
 use super::ask::{self, Asked, Asker, refused};
+use super::detect::{Conflicts, Failed, Taken};
 use super::result::result_of;
-use super::routes::{default_prefix, routes_now};
+use super::routes::{cluster_prefixes, default_prefix, routes_now};
 use super::server::{CniServer, io_failure, pod_failure};
-use super::{device_info, network_status};
+use super::{automatic, detect, device_info, network_status};
 use crate::catalog::Snapshot;
 use crate::core;
 use crate::fault;
@@ -60,35 +61,56 @@ pub(super) async fn add(
     let snapshot = server.look().await?;
     let asker = Asker::find(&core.catalog, &snapshot, request, &core.node).await?;
     let owner = asker.owner();
+    let asked = ask::interfaces(request, &asker)?;
+    let wishes = asked.iter().map(|asked| &asked.wish);
+    let wanted: Vec<_> =
+        wishes.map(|wish| (Home::Network(wish.network.clone()), wish.name.as_str())).collect();
+    let snapshot = automatic::await_pools(server, snapshot, &asker, &wanted).await;
     let checked = core.checked(&snapshot);
     let add = Add { server, request, key, snapshot, checked, asker, owner };
-    add.run(&netns).await
+    add.run(&netns, &asked).await
 }
 
 impl Add<'_> {
-    async fn run(&self, netns: &Arc<Netns>) -> Result<CniResult, CniError> {
-        let asked = ask::interfaces(self.request, &self.asker)?;
+    async fn run(&self, netns: &Arc<Netns>, asked: &[Asked]) -> Result<CniResult, CniError> {
         let previous = self.request.prev_result.clone();
         if asked.is_empty() {
             return Ok(previous.unwrap_or_default());
         }
-        let granted = self.grant(&asked)?;
-        self.server.has_leg(&asked)?;
-        let defaults = self.look_into(netns, &asked).await?;
-        let given = self.claim(&asked).await?;
-        fault::reached("claimed");
-        self.displace(&given).await;
-        let done = match self.plan(&asked, &granted, &given, &defaults, netns) {
-            Ok(attachment) => self.attach(attachment, netns).await,
-            Err(error) => Err(error),
-        };
-        match done {
-            Ok(result) => Ok(chain(previous, result)),
-            Err(error) => {
-                self.take_back(&given).await;
-                Err(error)
-            }
+        let granted = self.grant(asked)?;
+        self.server.has_leg(asked)?;
+        let defaults = self.look_into(netns, asked).await?;
+        let mut conflicts = Conflicts::default();
+        loop {
+            let given = self.claim(asked).await?;
+            fault::reached("claimed");
+            self.displace(&given).await;
+            let done = match self.plan(asked, &granted, &given, &defaults, netns) {
+                Ok(attachment) => self.attach(attachment, &given, netns).await,
+                Err(error) => Err(error.into()),
+            };
+            let again = match done {
+                Ok(result) => return Ok(chain(previous, result)),
+                Err(Failed::Other(error)) => Err(error),
+                Err(Failed::Taken(taken)) => self.set_aside(&mut conflicts, asked, &taken).await,
+            };
+            self.take_back(&given).await;
+            again?;
         }
+    }
+
+    async fn set_aside(
+        &self,
+        conflicts: &mut Conflicts,
+        asked: &[Asked],
+        taken: &[Taken],
+    ) -> Result<(), CniError> {
+        let domain = |taken: &Taken| {
+            let mut wishes = asked.iter().map(|a| &a.wish);
+            let wish = wishes.find(|wish| wish.name == taken.interface);
+            wish.map(|wish| wish.network.clone()).unwrap_or_default()
+        };
+        conflicts.set_aside(self.server, &self.asker, &self.key, domain, taken).await
     }
 
     /// The Network and the port of each interface.
@@ -164,6 +186,7 @@ impl Add<'_> {
             owner: &self.owner,
             container_id: &self.key.container_id,
             configured: self.configured_pools(),
+            master_addresses: None,
         };
         let mut all = Vec::new();
         for (network, asked) in by_network {
@@ -240,9 +263,14 @@ impl Add<'_> {
             interfaces.push(interface);
         }
         self.add_annotated_routes(&mut interfaces)?;
+        let cluster = cluster_prefixes(&self.snapshot, &self.server.core.node);
+        // A pod's only interface has every route anyway.
+        let several = interfaces.len() > 1 || self.key.ifname != ask::MAIN_INTERFACE;
         for interface in &mut interfaces {
+            interface.by_source = several;
             // Every pool was there a moment ago, or there would be no address.
-            interface.plan.routes = routes_now(interface, &self.checked).unwrap_or_default();
+            let now = routes_now(interface, &self.checked, &cluster).unwrap_or_default();
+            now.put_into(&mut interface.plan);
         }
         Ok(Attachment {
             key: self.key.clone(),
@@ -303,11 +331,13 @@ impl Add<'_> {
                 mtu,
                 addresses: own.iter().map(|g| g.address).collect(),
                 routes: Vec::new(),
+                own_table: Vec::new(),
             },
             port: port.clone(),
             pools: own.iter().map(|g| g.pool.name.clone()).collect(),
             default_in: Vec::new(),
             named_routes: Vec::new(),
+            by_source: false,
             gateways: own.iter().filter_map(|g| g.pool.gateway).collect(),
             kernel_device: String::new(),
         })
@@ -333,12 +363,13 @@ impl Add<'_> {
     async fn attach(
         &self,
         mut attachment: Attachment,
+        given: &[Given],
         netns: &Arc<Netns>,
-    ) -> Result<CniResult, CniError> {
+    ) -> Result<CniResult, Failed> {
         let server = self.server;
         server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
         fault::reached("journaled");
-        let done = self.make_and_apply(&mut attachment, netns).await;
+        let done = self.make_and_apply(&mut attachment, given, netns).await;
         match done {
             Ok(result) => Ok(result),
             Err(error) => {
@@ -354,8 +385,9 @@ impl Add<'_> {
     async fn make_and_apply(
         &self,
         attachment: &mut Attachment,
+        given: &[Given],
         netns: &Arc<Netns>,
-    ) -> Result<CniResult, CniError> {
+    ) -> Result<CniResult, Failed> {
         let server = self.server;
         let made = self.make(attachment, netns).await?;
         fault::reached("made");
@@ -373,6 +405,7 @@ impl Add<'_> {
             let applied = server.dataplane.sync(Some(&id), server.settings.apply_within).await;
             applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
         }
+        self.detect(attachment, given, netns).await?;
         server.follow_attachment(attachment).await?;
         fault::reached("applied");
         self.write_device_info(attachment)?;
@@ -386,6 +419,24 @@ impl Add<'_> {
         network_status::tell(server, &self.asker, attachment);
         fault::reached("confirmed");
         Ok(result)
+    }
+
+    /// By now the data plane serves the interfaces, so that a link answers. Behind a memif there is
+    /// none: the pod itself is the neighbour.
+    async fn detect(
+        &self,
+        attachment: &Attachment,
+        given: &[Given],
+        netns: &Arc<Netns>,
+    ) -> Result<(), Failed> {
+        for plan in attachment.interfaces.iter().map(|i| &i.plan) {
+            if let Device::Tap { .. } = plan.device {
+                let own = given.iter().filter(|g| g.interface == plan.name);
+                let questions = detect::questions(&self.asker, own);
+                detect::ask(self.server, netns, &plan.name, questions).await?;
+            }
+        }
+        Ok(())
     }
 
     fn write_device_info(&self, attachment: &Attachment) -> Result<(), CniError> {

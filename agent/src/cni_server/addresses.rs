@@ -11,7 +11,7 @@ use multinet::pod::{self, Context, Selection};
 use multinet::range::Family;
 use multinet::rules::{Checked, Home, Pool, Problem};
 use multinet::store::{Store, StoreError};
-use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
+use multinet::types::block::{AddressBlock, Entry, EntryState, NETWORK_LABEL, Owner};
 use multinet::types::meta::LabelSelector;
 use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
@@ -37,6 +37,8 @@ pub(super) struct Claimer<'a> {
     pub(super) container_id: &'a str,
     /// Pools that the CNI configuration names, for the call's own interface.
     pub(super) configured: PoolLists,
+    /// Where only pools around these may serve: addresses of the device that the interface is made on.
+    pub(super) master_addresses: Option<Vec<IpAddr>>,
     /// Who else gives addresses now, so that we must not.
     pub(super) other_allocator: &'a Option<String>,
 }
@@ -129,7 +131,7 @@ impl Claimer<'_> {
             configured: if asked.own { self.configured.clone() } else { PoolLists::default() },
             attachment_definition: definition.as_ref().map(|(ns, n)| (ns.as_str(), n.as_str())),
             application: self.asker.application.as_ref(),
-            master_addresses: None,
+            master_addresses: self.master_addresses.as_deref(),
         };
         pod::select(self.checked, &context)
             .map_err(|problem| CniError::new(code::NO_ADDRESS, problem.to_string()))
@@ -239,15 +241,30 @@ pub(super) async fn release(
     Ok(())
 }
 
+/// Who holds something for a sandbox's interface in a Network.
+pub(super) async fn owner_of(
+    store: &AnyStore,
+    network: &str,
+    sandbox_id: &str,
+    interface: &str,
+) -> Result<Option<Owner>, StoreError> {
+    let selector = LabelSelector::label(NETWORK_LABEL, network);
+    let blocks = store.list::<AddressBlock>(&selector).await?;
+    let mut held = blocks.iter().flat_map(AddressBlock::held);
+    let entry = held.find(|e| e.sandbox_id == sandbox_id && e.interface == interface);
+    Ok(entry.and_then(|entry| entry.owner.clone()))
+}
+
 /// Leaves what a sandbox holds to the next pod of the same name.
 pub(super) async fn keep(
     store: &AnyStore,
     networks: &[String],
     sandbox_id: &str,
+    interface: Option<&str>,
 ) -> Result<(), StoreError> {
     for network in networks {
         let _turn = store.turn(network).await;
-        let holder = Holder { owner: None, sandbox_id, interface: None };
+        let holder = Holder { owner: None, sandbox_id, interface };
         ipam::modify(store, network, |view| {
             ipam::plan_keep(view, holder, now_ms());
         })
@@ -315,6 +332,6 @@ pub(super) fn now_ms() -> u64 {
     since.map(millis).unwrap_or_default()
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -20,7 +20,7 @@ use crate::catalog::{PodObjects, Snapshot, Source};
 use crate::journal::{HostPort, Protocol};
 
 /// The call on which the annotation is served.
-const MAIN_INTERFACE: &str = "eth0";
+pub(super) const MAIN_INTERFACE: &str = "eth0";
 /// Where a runtime describes the pod (containerd, CRI-O) if the configuration declares the capability.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 

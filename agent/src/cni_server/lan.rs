@@ -1,19 +1,21 @@
 //! Addresses for other plugins' interfaces: the types `bowline-ipam` and `spiderpool` in the `ipam`
 //! section of macvlan, ipvlan, SR-IOV and the like. They come from the LAN domain's pools.
 //!
-//! Nothing is journaled: an answer is given after its claims are marked as in use, so that the
-//! AddressBlocks alone say what a sandbox has. The same ADD finds the same claims.
+//! No claim is journaled: an answer is given after the claims are marked as in use, so that the
+//! AddressBlocks alone say what a sandbox has. The same ADD finds the same claims. Only the name of
+//! the CNI configuration is noted on the node, for GC.
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use cni::error::{CniError, code};
+use cni::netconf::Ipam;
 use cni::result::{CniResult, IpConfig, Route};
 use cni::rpc::{Command, Outcome, Request};
 use multinet::ipam::{self, Holder};
 use multinet::range::Family;
-use multinet::rules::Problem;
+use multinet::rules::{Checked, Home};
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::meta::LabelSelector;
@@ -21,10 +23,12 @@ use multinet::types::network::PoolLists;
 
 use super::add::PREPARE_WITHIN;
 use super::addresses::{self, Claimer, Given, now_ms};
-use super::ask::{self, Asker, refused};
+use super::ask::{self, Asked, Asker, refused};
+use super::detect::{self, Conflicts, Failed};
 use super::routes::default_prefix;
-use super::server::{CniServer, key_of, pod_failure};
-use super::tombstone;
+use super::server::{CniServer, io_failure, key_of, pod_failure};
+use super::{automatic, master, remove, tombstone};
+use crate::catalog::Snapshot;
 use crate::journal::AttachmentKey;
 use crate::pod::{self, Netns};
 
@@ -41,7 +45,7 @@ pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<
             tombstone::replay(server).await;
             let key = key_of(request)?;
             let _lock = server.lock(&key.container_id).await;
-            add(server, request, &key).await.map(Outcome::Result)
+            add(server, request, key).await.map(Outcome::Result)
         }
         Command::Del => {
             let key = key_of(request)?;
@@ -49,84 +53,129 @@ pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<
             del(server, request, &key).await
         }
         Command::Check => check(server, request, &key_of(request)?).await.map(|()| Outcome::Done),
-        // A claim does not say which configuration it was made for, so that a GC of one cannot tell
-        // its own from another's: what leaks is reclaimed by comparing pods.
-        Command::Gc => Ok(Outcome::Done),
+        Command::Gc => gc(server, request).await.map(|()| Outcome::Done),
         Command::Status => server.look().await.map(|_| Outcome::Done),
     }
+}
+
+/// What an ADD works on.
+struct Add<'a> {
+    server: &'a CniServer,
+    ipam: Ipam,
+    key: AttachmentKey,
+    netns: Arc<Netns>,
+    snapshot: Arc<Snapshot>,
+    checked: Arc<Checked>,
+    asker: Asker,
+    asked: Asked,
+    master_addresses: Option<Vec<IpAddr>>,
 }
 
 async fn add(
     server: &CniServer,
     request: &Request,
-    key: &AttachmentKey,
+    key: AttachmentKey,
 ) -> Result<CniResult, CniError> {
-    let netns = Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?;
+    let netns = Arc::new(Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?);
     let snapshot = server.look().await?;
     let asker = Asker::find(&server.core.catalog, &snapshot, request, &server.core.node).await?;
     let asked = ask::lan_interface(request, &asker)?;
-    let ipam = request.config.ipam.clone().unwrap_or_default();
-    if ipam.match_master_subnet == Some(true) {
-        let message = "is not honoured; name the pools of each node's subnet by spec.nodeName or \
-                       spec.nodeAffinity instead";
-        return Err(refused(Problem::error("ipam.match_master_subnet", true, message)));
-    }
-    let owner = asker.owner();
+    let config = request.config.clone();
+    let master_addresses = server.blocking(move || master::addresses(&config)).await??;
+    let wanted = [(Home::Lan, key.ifname.as_str())];
+    let snapshot = automatic::await_pools(server, snapshot, &asker, &wanted).await;
     let checked = server.core.checked(&snapshot);
-    let catalog = &server.core.catalog;
-    let prepared = catalog.prepare(&[DOMAIN.to_owned()], PREPARE_WITHIN).await;
+    let prepared = server.core.catalog.prepare(&[DOMAIN.to_owned()], PREPARE_WITHIN).await;
     prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
-    let store = catalog.store();
-    let other_allocator = catalog.api().and_then(|api| api.other_allocator());
-    let claimer = Claimer {
-        store: &store,
-        queue: &server.claims,
-        other_allocator: &other_allocator,
-        snapshot: &snapshot,
-        checked: &checked,
-        node: &server.core.node,
-        asker: &asker,
-        owner: &owner,
-        container_id: &key.container_id,
-        configured: PoolLists { ipv4: ipam.default_ipv4_ippool, ipv6: ipam.default_ipv6_ippool },
-    };
-    let mut given = claimer.claim(DOMAIN, &[&asked]).await?;
-    for given in &mut given {
-        given.clean_gateway |= ipam.clean_gateway == Some(true);
-    }
-    let done = answer(server, &asker, key, netns, &given).await;
-    if done.is_err() {
-        let fresh = given.iter().filter(|g| g.fresh);
-        let fresh: Vec<_> = fresh.map(|g| (DOMAIN.to_owned(), g.address.addr())).collect();
-        if let Err(e) = addresses::give_back(&store, &key.container_id, &fresh).await {
-            tracing::error!(attachment = %key, "addresses stay claimed for now: {e}");
-        }
-    }
-    done
+    // Before there is a claim, so that whatever is claimed can be collected.
+    let noted = server.core.callers.note(&key, &request.config.name);
+    noted.map_err(|e| io_failure("note the CNI configuration", &e))?;
+    let ipam = request.config.ipam.clone().unwrap_or_default();
+    let add = Add { server, ipam, key, netns, snapshot, checked, asker, asked, master_addresses };
+    add.run().await
 }
 
-/// Marks the claims as in use, and says what the caller shall configure.
-async fn answer(
-    server: &CniServer,
-    asker: &Asker,
-    key: &AttachmentKey,
-    netns: Netns,
-    given: &[Given],
-) -> Result<CniResult, CniError> {
-    let name = key.ifname.clone();
-    let elsewhere = server
-        .blocking(move || netns.run(|| pod::default_route_families_beside(&name)))
-        .await?
-        .map_err(|e| pod_failure(&e))?;
-    let result = result_of(asker, &key.ifname, given, &elsewhere)?;
-    let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
-    let store = server.core.catalog.store();
-    let confirmed = confirm(&store, key, &addresses).await;
-    if confirmed.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))? {
-        return Ok(result);
+impl Add<'_> {
+    async fn run(&self) -> Result<CniResult, CniError> {
+        let mut fresh = Vec::new();
+        let done = self.claim_and_answer(&mut fresh).await;
+        if done.is_err() {
+            let store = self.server.core.catalog.store();
+            if let Err(e) = addresses::give_back(&store, &self.key.container_id, &fresh).await {
+                tracing::error!(attachment = %self.key, "addresses stay claimed: {e}");
+            }
+        }
+        done
     }
-    let message = format!("the addresses of {key} were taken back meanwhile; try again");
-    Err(CniError::new(code::TRY_AGAIN_LATER, message))
+
+    /// `fresh`: what this call has claimed, to be given back if it fails.
+    async fn claim_and_answer(
+        &self,
+        fresh: &mut Vec<(String, IpAddr)>,
+    ) -> Result<CniResult, CniError> {
+        let mut conflicts = Conflicts::default();
+        loop {
+            let given = self.claim().await?;
+            let new = given.iter().filter(|g| g.fresh);
+            fresh.extend(new.map(|g| (DOMAIN.to_owned(), g.address.addr())));
+            let questions = detect::questions(&self.asker, given.iter());
+            let (server, name) = (self.server, &self.key.ifname);
+            match detect::ask(server, &self.netns, name, questions).await {
+                Ok(()) => return self.answer(&given).await,
+                Err(Failed::Other(error)) => return Err(error),
+                Err(Failed::Taken(taken)) => {
+                    let domain = |_: &_| DOMAIN.to_owned();
+                    conflicts.set_aside(server, &self.asker, &self.key, domain, &taken).await?;
+                }
+            }
+        }
+    }
+
+    async fn claim(&self) -> Result<Vec<Given>, CniError> {
+        let catalog = &self.server.core.catalog;
+        let (store, owner) = (catalog.store(), self.asker.owner());
+        let other_allocator = catalog.api().and_then(|api| api.other_allocator());
+        let claimer = Claimer {
+            store: &store,
+            queue: &self.server.claims,
+            other_allocator: &other_allocator,
+            snapshot: &self.snapshot,
+            checked: &self.checked,
+            node: &self.server.core.node,
+            asker: &self.asker,
+            owner: &owner,
+            container_id: &self.key.container_id,
+            configured: PoolLists {
+                ipv4: self.ipam.default_ipv4_ippool.clone(),
+                ipv6: self.ipam.default_ipv6_ippool.clone(),
+            },
+            master_addresses: self.master_addresses.clone(),
+        };
+        let mut given = claimer.claim(DOMAIN, &[&self.asked]).await?;
+        for given in &mut given {
+            given.clean_gateway |= self.ipam.clean_gateway == Some(true);
+        }
+        Ok(given)
+    }
+
+    /// Marks the claims as in use, and says what the caller shall configure.
+    async fn answer(&self, given: &[Given]) -> Result<CniResult, CniError> {
+        let (server, key) = (self.server, &self.key);
+        let (name, netns) = (key.ifname.clone(), self.netns.clone());
+        let elsewhere = server
+            .blocking(move || netns.run(|| pod::default_route_families_beside(&name)))
+            .await?
+            .map_err(|e| pod_failure(&e))?;
+        let result = result_of(&self.asker, &key.ifname, given, &elsewhere)?;
+        let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
+        let store = server.core.catalog.store();
+        let confirmed = confirm(&store, key, &addresses).await;
+        if confirmed.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))? {
+            return Ok(result);
+        }
+        let message = format!("the addresses of {key} were taken back meanwhile; try again");
+        Err(CniError::new(code::TRY_AGAIN_LATER, message))
+    }
 }
 
 /// Does the sandbox hold all of them, from now on in use?
@@ -204,14 +253,40 @@ async fn del(
     }
 }
 
-/// Gives back what the sandbox has for the interface. Another sandbox's claims are not its own.
+/// Gives back what the sandbox has for the interface, or leaves it to the next pod of the same name.
+/// Another sandbox's claims are not its own.
 pub(super) async fn release(server: &CniServer, key: &AttachmentKey) -> Result<(), StoreError> {
     let store = server.core.catalog.store();
-    let _turn = store.turn(DOMAIN).await;
-    ipam::modify(&store, DOMAIN, |view| {
-        ipam::plan_release(view, holder(key), now_ms());
-    })
-    .await
+    let (sandbox, name) = (key.container_id.as_str(), key.ifname.as_str());
+    let outlives = match addresses::owner_of(&store, DOMAIN, sandbox, name).await? {
+        Some(owner) => remove::outlive_pod(server, &owner).await,
+        None => Ok(false),
+    };
+    let domain = [DOMAIN.to_owned()];
+    if outlives.map_err(StoreError::Unavailable)? {
+        addresses::keep(&store, &domain, sandbox, Some(name)).await?;
+    } else {
+        addresses::release(&store, &domain, sandbox, &[name.to_owned()]).await?;
+    }
+    server.core.callers.forget(key).map_err(|e| StoreError::Unavailable(e.to_string()))
+}
+
+/// What the runtime does not know any more is given back, as far as this configuration asked for it.
+async fn gc(server: &CniServer, request: &Request) -> Result<(), CniError> {
+    let Some(valid) = &request.config.valid_attachments else {
+        return Ok(()); // nothing is said, so nothing is known to be stale
+    };
+    let asked = server.core.callers.of(&request.config.name);
+    for key in asked.map_err(|e| io_failure("read which configuration asked for what", &e))? {
+        if valid.iter().any(|v| v.container_id == key.container_id && v.ifname == key.ifname) {
+            continue;
+        }
+        tracing::info!(attachment = %key, "given back: the runtime does not know it any more");
+        let _lock = server.lock(&key.container_id).await;
+        let released = release(server, &key).await;
+        released.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Does the sandbox still hold what the runtime was told?

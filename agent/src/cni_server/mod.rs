@@ -7,6 +7,9 @@
 //! | `add`, `remove`, `check` | the calls |
 //! | `refresh` | routes of running pods, when pools change |
 //! | `queue` | claims that share their writes |
+//! | `detect` | addresses that others use, gateways that are away |
+//! | `automatic` | pools that the controller makes while a pod waits |
+//! | `master` | the device that another plugin's interface is made on |
 //! | `lan` | addresses for other plugins' interfaces |
 //! | `coordinator` | routes of pods, behind other plugins |
 //! | `ifacer` | devices of the node, before other plugins |
@@ -24,11 +27,14 @@
 mod add;
 mod addresses;
 mod ask;
+mod automatic;
 mod check;
 mod coordinator;
+mod detect;
 mod device_info;
 mod ifacer;
 mod lan;
+mod master;
 mod network_status;
 mod queue;
 mod refresh;

@@ -1,16 +1,16 @@
-//! Routes of running pods follow the pools: a prefix that a Network gains or loses is gained or lost
-//! in its pods.
+//! Routes of running pods follow the catalog: a prefix that a Network, or the cluster's Services, gain
+//! or lose is gained or lost in the pods.
 
 use std::sync::Arc;
 
 use cni::error::CniError;
 
 use super::result::result_of;
-use super::routes::routes_now;
+use super::routes::{RoutesNow, cluster_prefixes, routes_now};
 use super::server::{CniServer, io_failure, pod_failure};
 use crate::core::same_netns;
-use crate::journal::{Attachment, AttachmentKey, Phase};
-use crate::pod::{self, Device, PodRoute};
+use crate::journal::{AttachedInterface, Attachment, AttachmentKey, Phase};
+use crate::pod::{self, Device, policy};
 
 /// Follows the catalog until the agent stops.
 pub(super) async fn keep(server: Arc<CniServer>) {
@@ -31,37 +31,46 @@ pub(super) async fn keep(server: Arc<CniServer>) {
 }
 
 /// The interfaces, by place, whose routes are not those that the pools want, and what they want.
-fn changes(server: &CniServer, attachment: &Attachment) -> Vec<(usize, Vec<PodRoute>)> {
+fn changes(server: &CniServer, attachment: &Attachment) -> Vec<(usize, RoutesNow)> {
     // The node keeps the routes of its own leg itself.
     if attachment.phase != Phase::Ready || attachment.is_node_leg() {
         return Vec::new();
     }
-    let checked = server.core.checked(&server.core.catalog.snapshot());
+    let snapshot = server.core.catalog.snapshot();
+    let checked = server.core.checked(&snapshot);
+    let cluster = cluster_prefixes(&snapshot, &server.core.node);
+    let now = |interface: &AttachedInterface| {
+        let now = routes_now(interface, &checked, &cluster)?;
+        (!now.are_in(&interface.plan)).then_some(now)
+    };
     let interfaces = attachment.interfaces.iter().enumerate();
-    interfaces
-        .filter_map(|(place, interface)| Some((place, interface, routes_now(interface, &checked)?)))
-        .filter(|(_, interface, routes)| *routes != interface.plan.routes)
-        .map(|(place, _, routes)| (place, routes))
-        .collect()
+    interfaces.filter_map(|(place, interface)| Some((place, now(interface)?))).collect()
 }
 
 async fn refresh(server: &CniServer, key: &AttachmentKey) -> Result<(), CniError> {
     let _lock = server.lock(&key.container_id).await;
     let Some(mut attachment) = server.core.attachment(key) else { return Ok(()) };
-    for (place, routes) in changes(server, &attachment) {
+    for (place, now) in changes(server, &attachment) {
         let plan = &mut attachment.interfaces[place].plan;
         if let Device::Tap { .. } = plan.device {
             let (name, path) = (plan.name.clone(), attachment.netns.clone());
-            let (inode, wanted) = (attachment.netns_inode, routes.clone());
+            let (inode, wanted) = (attachment.netns_inode, now.clone());
+            let addresses = plan.addresses.clone();
             server
                 .blocking(move || {
                     let Ok(netns) = same_netns(&path, inode) else { return Ok(()) };
-                    netns.run(|| pod::replace_routes(&name, &wanted))
+                    netns.run(|| {
+                        pod::replace_routes(&name, &wanted.main)?;
+                        if wanted.own_table.is_empty() {
+                            return Ok(());
+                        }
+                        policy::put_own_table(&name, &addresses, &wanted.own_table)
+                    })
                 })
                 .await?
                 .map_err(|e| pod_failure(&e))?;
         }
-        plan.routes = routes;
+        now.put_into(plan);
     }
     attachment.result = Some(result_of(&attachment));
     server.core.put(attachment).map_err(|e| io_failure("write the journal", &e))

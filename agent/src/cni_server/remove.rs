@@ -7,13 +7,14 @@ use cni::error::CniError;
 use cni::rpc::Request;
 use multinet::pod::Stickiness;
 use multinet::store::StoreError;
+use multinet::types::block::Owner;
 
 use super::addresses;
 use super::server::CniServer;
 use crate::core::same_netns;
 use crate::dataplane::DataplaneError;
 use crate::journal::{Attachment, AttachmentKey, Phase};
-use crate::pod;
+use crate::pod::{self, policy};
 
 /// A DEL waits so long for the data plane; an interface whose descriptors are gone forwards nothing
 /// anyway.
@@ -40,8 +41,12 @@ pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
     let store = server.core.catalog.store();
     let sandbox = &attachment.key.container_id;
     let networks = attachment.networks();
-    let given_back = match outlive_pod(server, attachment).await {
-        Ok(true) => addresses::keep(&store, &networks, sandbox).await,
+    let outlive = match attachment.sticky {
+        true => outlive_pod(server, &attachment.owner).await,
+        false => Ok(false),
+    };
+    let given_back = match outlive {
+        Ok(true) => addresses::keep(&store, &networks, sandbox, None).await,
         Ok(false) => addresses::release(&store, &networks, sandbox, &attachment.names()).await,
         Err(why) => Err(StoreError::Unavailable(why)),
     };
@@ -55,13 +60,12 @@ pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
     }
 }
 
-/// Whether the addresses wait for the next pod of the same name.
-async fn outlive_pod(server: &CniServer, attachment: &Attachment) -> Result<bool, String> {
-    match server.core.catalog.api().filter(|_| attachment.sticky) {
+/// Whether an owner's addresses wait for the next pod of the same name.
+pub(super) async fn outlive_pod(server: &CniServer, owner: &Owner) -> Result<bool, String> {
+    match server.core.catalog.api() {
         Some(api) => {
             let client = api.store().api().client();
-            let stickiness = Stickiness::default();
-            bowline_kube::addresses_outlive_pod(client, &attachment.owner, stickiness).await
+            bowline_kube::addresses_outlive_pod(client, owner, Stickiness::default()).await
         }
         // Files know no StatefulSets: a released address is its last holder's as long as it is free.
         None => Ok(false),
@@ -195,12 +199,17 @@ impl CniServer {
             Err(e) => tracing::warn!(attachment = %attachment.key, "{e}"),
         }
         let (names, path) = (attachment.names(), attachment.netns.clone());
+        let by_source = attachment.interfaces.iter().filter(|i| i.by_source);
+        let addresses: Vec<_> = by_source.flat_map(|i| i.plan.addresses.clone()).collect();
         let inode = attachment.netns_inode;
         let removed = self
             .blocking(move || {
                 // With its namespace a pod's devices are gone.
                 let Ok(netns) = same_netns(&path, inode) else { return Ok(()) };
-                netns.run(|| names.iter().try_for_each(|name| pod::remove(name)))
+                netns.run(|| {
+                    names.iter().try_for_each(|name| pod::remove(name))?;
+                    policy::remove_source_rules(&addresses)
+                })
             })
             .await;
         match removed {

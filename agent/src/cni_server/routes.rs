@@ -5,9 +5,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use multinet::range::Family;
 use multinet::rules::{Checked, Pool};
+use multinet::types::core::ServiceCIDR;
+use multinet::types::network::DEFAULT_NETWORK;
+use multinet::types::node::NodeState;
 
+use crate::catalog::Snapshot;
 use crate::journal::AttachedInterface;
-use crate::pod::PodRoute;
+use crate::pod::{InterfacePlan, PodRoute};
 
 /// Whether an interface gets the default route of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +52,37 @@ pub fn routes_of<'a>(
     routes
 }
 
-/// All routes of an attached interface by the pools as they are now; `None` where one of its pools is
-/// gone, so that nothing can be said.
-pub fn routes_now(interface: &AttachedInterface, checked: &Checked) -> Option<Vec<PodRoute>> {
+/// What an attached interface brings by the catalog as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoutesNow {
+    /// Routes of everything that the pod sends.
+    pub main: Vec<PodRoute>,
+    /// Routes of what is sent from the interface's addresses; none: those of everything.
+    pub own_table: Vec<PodRoute>,
+}
+
+impl RoutesNow {
+    /// Are these the routes that the interface has?
+    pub fn are_in(&self, plan: &InterfacePlan) -> bool {
+        self.main == plan.routes && self.own_table == plan.own_table
+    }
+
+    /// From now on they are.
+    pub fn put_into(self, plan: &mut InterfacePlan) {
+        plan.routes = self.main;
+        plan.own_table = self.own_table;
+    }
+}
+
+/// All routes of an attached interface; `None` where one of its pools is gone, so that nothing can be
+/// said. `cluster`: what the pod reaches by `default` wherever its default route leads.
+pub fn routes_now(
+    interface: &AttachedInterface,
+    checked: &Checked,
+    cluster: &[IpNet],
+) -> Option<RoutesNow> {
     let own = &interface.plan.addresses;
-    let mut routes = Vec::new();
+    let mut now = RoutesNow::default();
     for (address, pool) in own.iter().zip(&interface.pools) {
         let (_, pool) = checked.pools.get(pool)?;
         let family = if address.addr().is_ipv4() { 4 } else { 6 };
@@ -61,13 +91,55 @@ pub fn routes_now(interface: &AttachedInterface, checked: &Checked) -> Option<Ve
         } else {
             DefaultRoute::No
         };
-        routes.extend(routes_of(own, pool, checked.pools_of(&interface.network), default));
+        now.main.extend(routes_of(own, pool, checked.pools_of(&interface.network), default));
+        if default == DefaultRoute::No && interface.network == DEFAULT_NETWORK {
+            now.main.extend(cluster_routes(own, pool, cluster, &now.main));
+        }
+        now.own_table.push(PodRoute { dst: address.trunc(), gw: None });
+        let gateway = pool.gateway.map(|gw| PodRoute { dst: default_prefix(gw), gw: Some(gw) });
+        now.own_table.extend(gateway);
     }
     for named in &interface.named_routes {
-        routes.retain(|route| route.dst != named.dst);
-        routes.push(*named);
+        now.main.retain(|route| route.dst != named.dst);
+        now.main.push(*named);
     }
-    Some(routes)
+    if interface.by_source {
+        // What is said by name counts: it may be another default route than the pool's.
+        now.own_table.retain(|route| now.main.iter().all(|main| main.dst != route.dst));
+        now.own_table.extend(&now.main);
+    } else {
+        now.own_table.clear();
+    }
+    Some(now)
+}
+
+/// Routes to the cluster for a pod whose default route is another interface's.
+fn cluster_routes(
+    own: &[IpNet],
+    pool: &Pool,
+    cluster: &[IpNet],
+    known: &[PodRoute],
+) -> Vec<PodRoute> {
+    let Some(gw) = pool.gateway else { return Vec::new() };
+    let same = |dst: &&IpNet| Family::of_net(dst) == pool.family;
+    let new = |dst: &&IpNet| {
+        !own.iter().any(|net| net.contains(*dst)) && !known.iter().any(|r| r.dst == **dst)
+    };
+    let wanted = cluster.iter().filter(same).filter(new);
+    wanted.map(|dst| PodRoute { dst: *dst, gw: Some(gw) }).collect()
+}
+
+/// The prefixes of Services, and the node's own addresses. Pods' prefixes are pools of `default`.
+pub fn cluster_prefixes(snapshot: &Snapshot, node: &str) -> Vec<IpNet> {
+    let services = snapshot.list::<ServiceCIDR>();
+    let services = services.flat_map(|s| s.spec.cidrs.clone());
+    let mut prefixes: Vec<IpNet> = services.filter_map(|text| text.parse().ok()).collect();
+    if let Some(node) = snapshot.get::<NodeState>(None, node) {
+        prefixes.extend(node.vteps().chain(node.spec.node_addresses.clone()).map(IpNet::from));
+    }
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
 }
 
 /// `0.0.0.0/0` or `::/0`, by the family of `address`.

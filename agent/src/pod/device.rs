@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{add_address, add_route, configure, create_dummy, delete, find, kind_of, open};
 use super::netlink::Netlink;
+use super::policy::put_own_table;
 use super::{Device, MEMIF_ALIAS, PodError, PodRoute, TAP_ALIAS, listen_abstract};
 use crate::sys;
 
@@ -28,6 +29,9 @@ pub struct InterfacePlan {
     pub addresses: Vec<IpNet>,
     /// Routes; for a memif they are told in the result and written nowhere.
     pub routes: Vec<PodRoute>,
+    /// Routes of what is sent from its addresses; none: those of all. Not for a memif.
+    #[serde(default)]
+    pub own_table: Vec<PodRoute>,
 }
 
 /// What [`make`] leaves behind: descriptors for the data plane.
@@ -51,6 +55,9 @@ pub fn make(plan: &InterfacePlan) -> Result<MadeInterface, PodError> {
             for route in &plan.routes {
                 let index = index_of(&mut netlink, &plan.name)?;
                 add_route(&mut netlink, index, route)?;
+            }
+            if !plan.own_table.is_empty() {
+                put_own_table(&plan.name, &plan.addresses, &plan.own_table)?;
             }
             Ok(MadeInterface { name: plan.name.clone(), descriptors, kernel_device: "tap" })
         }

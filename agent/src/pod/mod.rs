@@ -12,6 +12,7 @@ mod netlink;
 mod netns;
 pub mod parent;
 pub mod policy;
+mod probe;
 mod veth;
 
 use std::io;
@@ -27,6 +28,7 @@ pub use link::{
 };
 pub use listener::listen_abstract;
 pub use netns::Netns;
+pub use probe::{Finding, Question, probe};
 pub use veth::{Veth, make_veth, put_address, put_neighbour, remove_veth, tune};
 
 /// `rtm_protocol` of the routes that Bowline writes: a number that iproute2's table leaves free.

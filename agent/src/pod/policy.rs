@@ -17,10 +17,14 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::link::{addresses, family, ip_of, kind_of, open, route_address, route_of};
 use super::netlink::{Netlink, Put};
-use super::{PodError, ROUTE_PROTOCOL};
+use super::{PodError, PodRoute, ROUTE_PROTOCOL};
 
 /// The main table.
 pub const MAIN_TABLE: u32 = 254;
+/// Interfaces' own tables begin here.
+const FIRST_TABLE: u32 = 101;
+/// The rules that lead to them; what is more particular has a lower one.
+pub const SOURCE_PRIORITY: u32 = 999;
 
 /// A route in some table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,6 +220,54 @@ pub fn put_rule(rule: &Rule) -> Result<(), PodError> {
 pub fn remove_rule(rule: &Rule) -> Result<(), PodError> {
     absent_is_fine(open()?.put(RouteNetlinkMessage::DelRule(rule_message(rule)), Put::Change))
         .map_err(|e| PodError::new(format!("remove the rule {rule}"), e))
+}
+
+/// The table of the device that has these addresses: the one that they lead to already, else the lowest
+/// that neither the namespace nor `planned` uses.
+pub fn source_table(view: &View, planned: &[Rule], addresses: &[IpNet]) -> u32 {
+    let owns = |rule: &&Rule| {
+        rule.table >= FIRST_TABLE
+            && rule.from.is_some_and(|from| addresses.iter().any(|a| a.addr() == from))
+    };
+    let rules = view.rules.iter().chain(planned);
+    if let Some(rule) = rules.clone().find(owns) {
+        return rule.table;
+    }
+    let used =
+        |table: u32| view.tables.contains(&table) || rules.clone().any(|rule| rule.table == table);
+    (FIRST_TABLE..).find(|table| !used(*table)).unwrap_or(FIRST_TABLE)
+}
+
+/// What is sent from these addresses is routed by a table of the device's own, so that a reply leaves
+/// where the request came in. The same call again with other routes replaces them.
+pub fn put_own_table(name: &str, addresses: &[IpNet], routes: &[PodRoute]) -> Result<(), PodError> {
+    let view = view()?;
+    let table = source_table(&view, &[], addresses);
+    let route =
+        |r: &PodRoute| TableRoute { table, dst: r.dst, gw: r.gw, dev: name.to_owned(), src: None };
+    let wanted: Vec<TableRoute> = routes.iter().map(route).collect();
+    wanted.iter().try_for_each(put_route)?;
+    let old =
+        view.ours.iter().filter(|r| r.table == table && !wanted.iter().any(|w| w.dst == r.dst));
+    old.into_iter().try_for_each(remove_route)?;
+    let rule = |address: &IpNet| Rule {
+        family: if address.addr().is_ipv4() { 4 } else { 6 },
+        from: Some(address.addr()),
+        mark: None,
+        table,
+        priority: SOURCE_PRIORITY,
+    };
+    addresses.iter().map(rule).try_for_each(|rule| put_rule(&rule))
+}
+
+/// Removes the rules that lead what these addresses send to a table; its routes go with the device.
+pub fn remove_source_rules(addresses: &[IpNet]) -> Result<(), PodError> {
+    let view = view()?;
+    let of_these = |rule: &&Rule| {
+        rule.priority == SOURCE_PRIORITY
+            && rule.from.is_some_and(|from| addresses.iter().any(|a| a.addr() == from))
+    };
+    view.rules.iter().filter(of_these).try_for_each(remove_rule)
 }
 
 fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! the contract: an interface without descriptors is refused, an older revision as well.
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,15 @@ pub(crate) struct Told {
     pub offers: HashMap<String, u32>,
     /// Ids that are refused, with the sentence.
     pub refuse: HashMap<String, String>,
+}
+
+impl Told {
+    /// Another descriptor of an interface's first queue.
+    pub(crate) fn queue(&self, id: &str) -> Option<OwnedFd> {
+        let fd = *self.descriptors.get(id)?.first()?;
+        // SAFETY: what is in the map is open, and is closed only by who has the map.
+        unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()
+    }
 }
 
 type EventSender = mpsc::Sender<Result<api::Event, Status>>;

@@ -87,7 +87,8 @@ pub fn select(checked: &Checked, context: &Context<'_>) -> Result<Selection, Pro
             elsewhere.append(&mut rejected);
             continue;
         }
-        return eligible(checked, context, &source, families, rejected);
+        elsewhere.append(&mut rejected);
+        return eligible(checked, context, &source, families, elsewhere);
     }
     Err(none_left(context, first_source.unwrap_or("no source"), &elsewhere))
 }

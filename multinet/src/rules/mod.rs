@@ -40,8 +40,8 @@ pub use network::{
     validate_network_update,
 };
 pub use pool::{
-    Binding, Pool, ReuseDelay, Strategy, check_reserved, parse_duration_ms, validate_pool,
-    validate_pool_update, validate_reserved, validate_reserved_update,
+    Binding, Detection, Pool, ReuseDelay, Strategy, check_reserved, parse_duration_ms,
+    validate_pool, validate_pool_update, validate_reserved, validate_reserved_update,
 };
 pub use problem::{Problem, Severity};
 pub use selector::{check_selector, is_dns_label, is_dns_name};

@@ -38,6 +38,8 @@ pub struct Pool {
     pub binding: Binding,
     /// Whether what leaves `default` gets the node's source address.
     pub masquerade: bool,
+    /// What a pod's link is asked before the pod starts.
+    pub detection: Detection,
     /// Affinities, as written.
     pub spec: IPPoolSpec,
 }
@@ -80,6 +82,15 @@ pub enum Binding {
     Always,
     /// Never: every address has its own route.
     Never,
+}
+
+/// What a pod's link is asked before the pod starts. Nothing, unless the pool wants it: it takes time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Detection {
+    /// Whether somebody else has the address.
+    pub conflict: bool,
+    /// Whether the gateway is there.
+    pub gateway: bool,
 }
 
 impl Pool {
@@ -146,7 +157,11 @@ fn check(object: &SpiderIPPool, problems: &mut Vec<Problem>) -> Option<Pool> {
         strategy,
         reuse_delay,
         binding,
-        masquerade: check_masquerade(&object.metadata, problems),
+        masquerade: check_flag(&object.metadata, annotation::MASQUERADE, true, problems),
+        detection: Detection {
+            conflict: check_flag(&object.metadata, annotation::DETECT_CONFLICT, false, problems),
+            gateway: check_flag(&object.metadata, annotation::DETECT_GATEWAY, false, problems),
+        },
         spec: spec.clone(),
     })
 }
@@ -311,14 +326,15 @@ fn check_annotations(
     (strategy, delay, binding)
 }
 
-fn check_masquerade(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> bool {
-    match meta.annotations.get(annotation::MASQUERADE).map(String::as_str) {
-        None | Some("true") => true,
+fn check_flag(meta: &ObjectMeta, key: &str, default: bool, problems: &mut Vec<Problem>) -> bool {
+    match meta.annotations.get(key).map(String::as_str) {
+        None => default,
+        Some("true") => true,
         Some("false") => false,
         Some(other) => {
-            let field = format!("metadata.annotations[{}]", annotation::MASQUERADE);
+            let field = format!("metadata.annotations[{key}]");
             problems.push(Problem::error(field, other, "must be \"true\" or \"false\""));
-            true
+            default
         }
     }
 }

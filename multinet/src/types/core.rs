@@ -23,6 +23,21 @@ resource! {
 }
 
 resource! {
+    /// Prefixes that Services get their addresses from.
+    ServiceCIDR, ServicePrefixes, Empty, "networking.k8s.io/v1", "ServiceCIDR", "servicecidrs",
+    namespaced: false
+}
+
+/// What a ServiceCIDR holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServicePrefixes {
+    /// One prefix for each family.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cidrs: Vec<String>,
+}
+
+resource! {
     /// What Multus calls plugins with.
     NetworkAttachmentDefinition, DefinitionSpec, Empty, "k8s.cni.cncf.io/v1",
     "NetworkAttachmentDefinition", "network-attachment-definitions", namespaced: true

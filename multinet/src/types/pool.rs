@@ -23,6 +23,10 @@ pub mod annotation {
     pub const BLOCK_BINDING: &str = "bowline.dev/block-binding";
     /// `"false"`: what leaves `default` keeps its source address.
     pub const MASQUERADE: &str = "bowline.dev/masquerade";
+    /// `"true"`: before a pod gets an address, its link is asked whether somebody else has it.
+    pub const DETECT_CONFLICT: &str = "bowline.dev/detect-ip-conflict";
+    /// `"true"`: a pod whose gateway does not answer on its link is not started.
+    pub const DETECT_GATEWAY: &str = "bowline.dev/detect-gateway";
     /// On pools and subnets, whose status has no room for them: a JSON list of
     /// [`super::Condition`], for people.
     pub const CONDITIONS: &str = "bowline.dev/conditions";

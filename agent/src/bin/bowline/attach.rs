@@ -204,6 +204,7 @@ fn plan(args: &Args, name: &str, network: &api::Network, mac: Mac) -> InterfaceP
         mtu: network.mtu,
         addresses: args.address.clone(),
         routes: gateways.filter(has).map(default_route).collect(),
+        own_table: Vec::new(),
     }
 }
 

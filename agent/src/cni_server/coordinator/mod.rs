@@ -26,13 +26,14 @@ use multinet::types::coordinator::{DEFAULT_COORDINATOR, SpiderCoordinator};
 use multinet::types::mac::{Mac, stable_hash};
 
 use super::ask::{Asker, refused};
-use super::lan::DEFAULT_ROUTE_NIC;
+use super::detect::{self, Conflicts, Failed, Taken};
+use super::lan::{self, DEFAULT_ROUTE_NIC};
 use super::server::{CniServer, key_of, pod_failure};
 use crate::journal::AttachmentKey;
 use crate::pod::policy::{self, Link, Rule, TableRoute, View};
-use crate::pod::{self, Netns, PodError, Veth};
+use crate::pod::{self, Netns, PodError, Question, Veth};
 use plan::{Input, LINK, PRIORITY, Plan};
-use settings::Settings;
+use settings::{Mode, Settings};
 
 /// Devices whose addresses are not the node's own.
 const OTHERS: [&str; 12] = [
@@ -74,9 +75,10 @@ pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<
 struct Call {
     key: AttachmentKey,
     settings: Settings,
-    netns: Netns,
+    netns: Arc<Netns>,
     gateways: Vec<IpAddr>,
     to_come: Vec<String>,
+    asker: Asker,
 }
 
 impl Call {
@@ -85,7 +87,7 @@ impl Call {
         request: &Request,
         key: AttachmentKey,
     ) -> Result<Self, CniError> {
-        let netns = Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?;
+        let netns = Arc::new(Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?);
         let snapshot = server.look().await?;
         let cluster = snapshot.get::<SpiderCoordinator>(None, DEFAULT_COORDINATOR);
         let asker =
@@ -94,7 +96,48 @@ impl Call {
         let settings = settings::read(request, cluster.as_deref(), named)?;
         let gateways = gateways_of(request.prev_result.as_ref(), &key.ifname);
         let to_come = asker.interfaces_of_multus()?;
-        Ok(Call { key, settings, netns, gateways, to_come })
+        Ok(Call { key, settings, netns, gateways, to_come, asker })
+    }
+
+    /// Asks the interface's link before anything is routed to it.
+    async fn detect(&self, server: &CniServer) -> Result<(), CniError> {
+        let Settings { mode, detect_conflict, detect_gateway, .. } = self.settings;
+        if mode == Mode::Disabled {
+            return Ok(());
+        }
+        let view = self.netns.run(policy::view).map_err(|e| pod_failure(&e))?;
+        let Some(link) = view.link(&self.key.ifname).filter(|link| link.kind != "tun") else {
+            return Ok(()); // Bowline's own: its pools say what is to be asked
+        };
+        let gateway = |own: IpAddr| {
+            self.gateways.iter().copied().find(|gw| detect_gateway && gw.is_ipv4() == own.is_ipv4())
+        };
+        let question = |address: IpAddr| Question {
+            address,
+            conflict: detect_conflict,
+            gateway: gateway(address),
+        };
+        let questions = link.addresses.iter().map(|address| question(address.addr()));
+        let questions = questions.filter(|q| q.conflict || q.gateway.is_some()).collect();
+        match detect::ask(server, &self.netns, &self.key.ifname, questions).await {
+            Ok(()) => Ok(()),
+            Err(Failed::Other(error)) => Err(error),
+            Err(Failed::Taken(taken)) => Err(self.set_aside(server, &taken).await),
+        }
+    }
+
+    /// The address is configured already: the pod's next sandbox gets another one, if Bowline gave it.
+    async fn set_aside(&self, server: &CniServer, taken: &[Taken]) -> CniError {
+        let mut conflicts = Conflicts::default();
+        let domain = |_: &_| lan::DOMAIN.to_owned();
+        let aside = conflicts.set_aside(server, &self.asker, &self.key, domain, taken);
+        if let Err(error) = aside.await {
+            return error;
+        }
+        let sentences: Vec<_> = taken.iter().map(detect::sentence).collect();
+        let message =
+            format!("{}; the next try takes another address of the pool", sentences.join(", and "));
+        CniError::new(code::TRY_AGAIN_LATER, message)
     }
 
     /// What there is and what is wanted.
@@ -208,6 +251,7 @@ async fn add(
         return Err(CniError::new(code::INVALID_CONFIG, message));
     };
     let call = Call::new(server, request, key.clone()).await?;
+    call.detect(server).await?;
     let mac = server.blocking(move || call.apply()).await??;
     let mut result = previous;
     if let Some(mac) = mac {

@@ -12,7 +12,7 @@ use multinet::rules::Problem;
 
 use super::settings::{Mode, Settings};
 use crate::cni_server::routes::default_prefix;
-use crate::pod::policy::{Link, MAIN_TABLE, Rule, TableRoute, View};
+use crate::pod::policy::{Link, MAIN_TABLE, Rule, SOURCE_PRIORITY, TableRoute, View, source_table};
 
 /// The pod's first interface.
 pub(super) const FIRST: &str = "eth0";
@@ -22,11 +22,8 @@ pub(super) const LINK: &str = "veth0";
 pub(super) const MARK: u32 = 1;
 /// What has the mark is routed by this table.
 const MARK_TABLE: u32 = 100;
-/// Interfaces' own tables begin here.
-const FIRST_TABLE: u32 = 101;
 /// Marked packets and the node's table go before the rules of addresses.
 pub(super) const PRIORITY: u32 = 900;
-const SOURCE_PRIORITY: u32 = 999;
 
 /// What the plan depends on.
 #[derive(Debug)]
@@ -252,22 +249,8 @@ impl Planner<'_> {
         found
     }
 
-    /// An interface's table: the one that its addresses lead to already, else the lowest free one.
     fn table_of(&self, link: &Link) -> u32 {
-        let owns = |rule: &&Rule| {
-            rule.table >= FIRST_TABLE
-                && rule.from.is_some_and(|from| link.addresses.iter().any(|a| a.addr() == from))
-        };
-        let rules = self.input.view.rules.iter();
-        let mut known = rules.clone().chain(&self.plan.rules).filter(owns);
-        if let Some(rule) = known.next() {
-            return rule.table;
-        }
-        let used = |table: u32| {
-            self.input.view.tables.contains(&table)
-                || rules.clone().chain(&self.plan.rules).any(|rule| rule.table == table)
-        };
-        (FIRST_TABLE..).find(|table| !used(*table)).unwrap_or(FIRST_TABLE)
+        source_table(self.input.view, &self.plan.rules, &link.addresses)
     }
 
     /// An own address of each family.

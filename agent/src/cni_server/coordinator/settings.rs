@@ -49,6 +49,10 @@ pub(super) struct Settings {
     pub(super) queue: Option<u32>,
     pub(super) link_address: Option<IpAddr>,
     pub(super) link_mtu: u32,
+    /// The interface's link is asked whether somebody else has its addresses.
+    pub(super) detect_conflict: bool,
+    /// And whether its gateways are there.
+    pub(super) detect_gateway: bool,
 }
 
 /// Keys of the configuration that SpiderCoordinator does not have.
@@ -80,12 +84,6 @@ pub(super) fn read(
         Some("overlay") => Mode::Overlay,
         Some(_) => Mode::Disabled,
     };
-    let detects =
-        [("detectIPConflict", extra.detect_ip_conflict), ("detectGateway", extra.detect_gateway)];
-    if let Some((key, _)) = detects.into_iter().find(|(_, wanted)| *wanted == Some(true)) {
-        let message = "is not honoured: no probe is sent; remove it, so that nobody relies on it";
-        return Err(refused(Problem::error(format!("coordinator.{key}"), true, message)));
-    }
     let positive = |n: Option<i64>| n.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
     let nic = extra.pod_default_route_nic.or(spec.pod_default_route_nic.clone());
     let nic = nic.unwrap_or_default();
@@ -105,6 +103,8 @@ pub(super) fn read(
         queue: positive(spec.tx_queue_len),
         link_address: spec.veth_link_address.as_deref().and_then(|text| text.parse().ok()),
         link_mtu: positive(spec.veth_mtu).unwrap_or(VETH_MTU),
+        detect_conflict: extra.detect_ip_conflict == Some(true),
+        detect_gateway: extra.detect_gateway == Some(true),
     })
 }
 

@@ -21,6 +21,7 @@ use multinet::types::block::{AddressBlock, Entry};
 use multinet::types::meta::{LabelSelector, Resource};
 use multinet::types::network::Network;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
+use multinet::types::subnet::SpiderSubnet;
 
 /// What to do, and with whose objects.
 #[derive(Debug, clap::Args)]
@@ -76,25 +77,30 @@ pub(crate) async fn run(args: &Args, json: bool) -> anyhow::Result<()> {
             // The store knows files of people's once it has read them.
             let catalog = agent::catalog::Catalog::open(store)
                 .with_context(|| format!("cannot read {}", directory.display()))?;
-            with_store(catalog.directory(), &args.what, json).await
+            with_store(catalog.directory(), None, &args.what, json).await
         }
         None => {
             let settings = kube::Config::infer()
                 .await
                 .context("no way to the Kubernetes API: set KUBECONFIG, or give --catalog DIR")?;
             let client = kube::Client::try_from(settings)?;
-            with_store(&ApiStore::new(client), &args.what, json).await
+            with_store(&ApiStore::new(client.clone()), Some(&client), &args.what, json).await
         }
     }
 }
 
-async fn with_store<S: Store>(store: &S, what: &What, json: bool) -> anyhow::Result<()> {
+async fn with_store<S: Store>(
+    store: &S,
+    client: Option<&kube::Client>,
+    what: &What,
+    json: bool,
+) -> anyhow::Result<()> {
     let objects = Objects::read(store).await?;
     match what {
         What::Pools => show::pools(&objects, json),
         What::Free { pool } => show::free(&objects, pool, json),
         What::Who { whom } => show::who(&objects, whom, json),
-        What::Try(trial) => trial::run(store, &objects, trial).await,
+        What::Try(trial) => trial::run(store, client, &objects, trial).await,
         What::Release { address, network, yes } => {
             release(store, &objects, *address, network.as_deref(), *yes).await
         }
@@ -116,7 +122,7 @@ impl Objects {
             networks: by_name::<Network>(store.list(&LabelSelector::default()).await?),
             pools: by_name(pools.clone()),
             reserved: by_name::<SpiderReservedIP>(store.list(&LabelSelector::default()).await?),
-            ..rules::Catalog::default()
+            subnets: by_name::<SpiderSubnet>(store.list(&LabelSelector::default()).await?),
         };
         let blocks = store.list(&LabelSelector::default()).await?;
         Ok(Self { checked: Checked::new(&catalog), pools, blocks })

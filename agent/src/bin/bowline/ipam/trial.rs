@@ -1,6 +1,7 @@
 //! A pod's allocation as an ADD would decide it now, without writing anything.
 
 use anyhow::{Context, anyhow, bail};
+use bowline_kube::applications;
 use multinet::ipam::{self, Request};
 use multinet::pod::{self, Context as Selecting};
 use multinet::rules::Home;
@@ -29,7 +30,12 @@ pub(super) struct Args {
 }
 
 /// Says what would be given, or why nothing would.
-pub(super) async fn run<S: Store>(store: &S, objects: &Objects, args: &Args) -> anyhow::Result<()> {
+pub(super) async fn run<S: Store>(
+    store: &S,
+    client: Option<&kube::Client>,
+    objects: &Objects,
+    args: &Args,
+) -> anyhow::Result<()> {
     let (namespace, name) = args.pod.split_once('/').context("name the pod as NAMESPACE/NAME")?;
     let found = store.get::<Pod>(Some(namespace), name).await?;
     let pod = found.with_context(|| format!("there is no pod {}", args.pod))?;
@@ -44,6 +50,14 @@ pub(super) async fn run<S: Store>(store: &S, objects: &Objects, args: &Args) -> 
         "-" => Home::Lan,
         network => Home::Network(network.to_owned()),
     };
+    let mut owners = pod.metadata.owner_references.iter();
+    let application = match (owners.find(|o| o.controller == Some(true)).cloned(), client) {
+        (Some(owner), Some(client)) => {
+            Some(applications::outermost(client, namespace, owner).await?)
+        }
+        (Some(owner), None) => Some(applications::application(namespace, owner)),
+        (None, _) => None,
+    };
     let selection = pod::select(
         &objects.checked,
         &Selecting {
@@ -56,7 +70,7 @@ pub(super) async fn run<S: Store>(store: &S, objects: &Objects, args: &Args) -> 
             home: home.clone(),
             configured: PoolLists::default(),
             attachment_definition: None,
-            application: None,
+            application: application.as_ref(),
             master_addresses: None,
         },
     );

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// `a ← b` of docs/architecture.md, as (b, a): b uses a.
-const ARROWS: [(&str, &str); 22] = [
+const ARROWS: [(&str, &str); 23] = [
     ("bowline-dataplane", "bowline-wire"),
     ("bowline-dataplane", "bowline-dpdk"),
     ("bowline-dpdk", "bowline-dpdk-sys"),

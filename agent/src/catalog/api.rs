@@ -1,7 +1,7 @@
 //! The Kubernetes API as the agent's catalog: a few watches whose size does not depend on the pods of
 //! other nodes.
 //!
-//! Watched are Networks, pools and subnets (their metadata; specs are fetched when they change), reservations,
+//! Watched are Networks, pools (their metadata; specs are fetched when they change), subnets, reservations,
 //! NodeStates, ServiceCIDRs, this node's Node, and the AddressBlocks of the Networks in local use. The pod of an
 //! ADD and its namespace are fetched by name.
 
@@ -77,7 +77,7 @@ impl ApiCatalog {
         let first = [
             catalog.start(follow::<Network>(&client, &everything)),
             catalog.start(follow_specs::<SpiderIPPool>(&client, &everything)),
-            catalog.start(follow_specs::<SpiderSubnet>(&client, &everything)),
+            catalog.start(follow::<SpiderSubnet>(&client, &everything)),
             catalog.start(follow::<SpiderReservedIP>(&client, &everything)),
             catalog.start(follow::<SpiderCoordinator>(&client, &everything)),
             catalog.start(follow::<NodeState>(&client, &everything)),

@@ -76,6 +76,10 @@ const NOT_ASKED_FOR: &[(&str, &str)] = &[
         OWNER_REFERENCES,
     ),
     ("bowline-uninstall patch /nodes", "a node that is tainted when its agent is gone"),
+    (
+        "bowline-uninstall update spiderpool.spidernet.io/spiderreservedips",
+        "a finalizer that Spiderpool's own controller left",
+    ),
 ];
 const OWNER_REFERENCES: &str = "no request: the admission plugin OwnerReferencesPermissionEnforcement asks \
      for it where an object blocks its owner's deletion";
@@ -102,7 +106,7 @@ fn granted(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
     let scripts = cluster.scripts().display();
     let words = format!(
         "template bowline {scripts}/../chart/bowline -n {SYSTEM} -f {scripts}/values.yaml \
-         --show-only templates/rbac.yaml --show-only templates/uninstall.yaml"
+         --show-only templates/rbac.yaml --show-only templates/uninstall.yaml --kube-version 1.35.4"
     );
     let rendered = cluster.run("helm.sh", &words.split_whitespace().collect::<Vec<_>>())?;
     let file = tempfile::NamedTempFile::with_suffix(".yaml")?;

@@ -68,7 +68,8 @@ impl Pings {
         let number = |l: &str| -> Option<usize> {
             l.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok()
         };
-        let mut numbers: Vec<_> = text.lines().filter_map(number).collect();
+        let answers = text.lines().filter(|l| l.contains("bytes from"));
+        let mut numbers: Vec<_> = answers.filter_map(number).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let missing = numbers[numbers.len() - 1] - numbers[0] + 1 - numbers.len();

@@ -107,8 +107,8 @@ typedef int(memif_control_fd_update_t)(memif_fd_event_t event, void *ctx);
 typedef int(memif_connection_update_t)(memif_conn_handle_t conn, void *ctx);
 typedef int(memif_on_interrupt_t)(memif_conn_handle_t conn, void *ctx, uint16_t qid);
 
-/* Memory of the program's own for a client's buffers: give it, place a buffer in it, take it
- * back. (A server's program is not asked where to map a region.) */
+/* Memory of the program's own. A client's: give it, place a buffer in it. A server's, for regions
+ * behind the first: map what a client brought. Both: take it back, and close its fd. */
 typedef int(memif_add_external_region_t)(void **addr, uint32_t size, int *fd, void *ctx);
 typedef uint32_t(memif_get_external_buffer_offset_t)(void *ctx);
 typedef void *(memif_get_external_region_addr_t)(uint32_t size, int fd, void *ctx);
@@ -170,7 +170,7 @@ typedef struct {
 	uint8_t index;
 	void *addr;
 	uint32_t size;
-	int fd; /* -1: closed once mapped */
+	int fd;
 	uint8_t is_external;
 } memif_region_details_t;
 

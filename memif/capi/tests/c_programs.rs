@@ -52,13 +52,8 @@ fn both_roles_with_the_programs_event_loop() {
     check("events");
 }
 
-/// What libmemif 4.0 exports, and a program may have been linked against.
-#[test]
-fn every_function_is_exported() {
-    let library = library().join("libmemif.so");
-    let output = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
-    let symbols = String::from_utf8(output.stdout).unwrap();
-    let exported: Vec<_> = symbols.lines().filter_map(|l| l.split(' ').nth(2)).collect();
+/// What the header declares.
+fn functions() -> Vec<String> {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include/libmemif.h");
     let header = std::fs::read_to_string(header).unwrap();
     let declared: Vec<_> = header
@@ -69,8 +64,26 @@ fn every_function_is_exported() {
         .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
         .collect();
     assert!(declared.len() >= 30, "{declared:?}");
-    for name in declared {
+    declared
+}
+
+/// What libmemif 4.0 exports, and a program may have been linked against.
+#[test]
+fn every_function_is_exported() {
+    let library = library().join("libmemif.so");
+    let output = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
+    let symbols = String::from_utf8(output.stdout).unwrap();
+    let exported: Vec<_> = symbols.lines().filter_map(|l| l.split(' ').nth(2)).collect();
+    for name in functions() {
         assert!(exported.contains(&name.as_str()), "{name} is declared and not exported");
+    }
+}
+
+#[test]
+fn every_function_is_called_by_a_program() {
+    let programs = concat!(include_str!("pair.c"), include_str!("events.c"));
+    for name in functions() {
+        assert!(programs.contains(&format!("{name}(")), "no program calls {name}");
     }
 }
 

@@ -2,6 +2,8 @@
  * made elsewhere, reconnecting by timer, memory of the program's own, a refused secret. */
 #define _GNU_SOURCE
 #include "check.h"
+#include <dirent.h>
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -95,11 +97,28 @@ static void make_socket(struct end *end, const char *name)
 	OK(memif_create_socket(&end->sock, &args, end));
 }
 
-static int make(struct end *end, int is_master, const char *secret)
+static memif_conn_args_t conn_args(struct end *end, int is_master, const char *secret)
 {
 	memif_conn_args_t args = {.socket = end->sock, .is_master = is_master, .interface_id = 1};
 	snprintf((char *)args.secret, sizeof(args.secret), "%s", secret);
+	return args;
+}
+
+static int make(struct end *end, int is_master, const char *secret)
+{
+	memif_conn_args_t args = conn_args(end, is_master, secret);
 	return memif_create(&end->conn, &args, up, down, on_interrupt, end);
+}
+
+/* Why the interface was disconnected last, when that is known. */
+static const char *wait_for_error(struct end *end)
+{
+	static char text[2048];
+	memif_details_t md = {.error = (uint8_t *)text};
+	text[0] = 0;
+	WAIT(md.error[0], turn(); OK(memif_get_details(end->conn, &md, text, sizeof(text))));
+	CHECK(md.link_up_down == 0);
+	return (const char *)md.error;
 }
 
 static void echo(struct end *server, int frames)
@@ -149,11 +168,68 @@ static void *region_addr(uint32_t size, int fd, void *ctx)
 
 static int del_region(void *addr, uint32_t size, int fd, void *ctx)
 {
-	(void)fd, (void)ctx;
-	CHECK(addr == memory && size == memory_size);
-	CHECK(munmap(addr, size) == 0 && close(memory_fd) == 0);
+	CHECK(ctx != NULL);
+	CHECK(addr == memory && size == memory_size && fd == memory_fd);
+	CHECK(munmap(addr, size) == 0 && close(fd) == 0);
 	given_back++;
 	return 0;
+}
+
+/* The server's mapping of what the client brings. */
+static void *mapped;
+static uint32_t mapped_size;
+static int mapped_fd = -1, unmapped;
+
+static void *map_region(uint32_t size, int fd, void *ctx)
+{
+	CHECK(ctx != NULL);
+	mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(mapped != MAP_FAILED);
+	mapped_size = size;
+	mapped_fd = fd;
+	return mapped;
+}
+
+static int unmap_region(void *addr, uint32_t size, int fd, void *ctx)
+{
+	CHECK(ctx != NULL);
+	CHECK(addr == mapped && size == mapped_size && fd == mapped_fd);
+	CHECK(munmap(addr, size) == 0 && close(fd) == 0);
+	unmapped++;
+	return 0;
+}
+
+static int open_files(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* Neither side takes more than it was made for, and modes are each side's own affair. */
+static void other_terms(struct end *server, const char *name)
+{
+	struct end client = {0};
+	memif_conn_args_t args;
+	int ups = server->ups, downs = server->downs;
+	make_socket(&client, name);
+	args = conn_args(&client, 0, "hush");
+	args.mode = MEMIF_INTERFACE_MODE_IP;
+	OK(memif_create(&client.conn, &args, up, down, on_interrupt, &client));
+	WAIT(client.ups == 1 && server->ups == ups + 1, turn());
+	server->frames = 0;
+	echo(server, 20);
+	OK(memif_delete(&client.conn));
+	WAIT(server->downs == downs + 1, turn());
+	args.num_s2m_rings = 2;
+	OK(memif_create(&client.conn, &args, up, down, on_interrupt, &client));
+	CHECK(strstr(wait_for_error(&client), "Invalid S2M ring index 1"));
+	CHECK(client.ups == 1 && server->ups == ups + 1);
+	OK(memif_delete(&client.conn));
+	OK(memif_delete_socket(&client.sock));
 }
 
 static void own_memory(struct end *server, const char *name)
@@ -163,22 +239,39 @@ static void own_memory(struct end *server, const char *name)
 	uint16_t n = 0;
 	char text[2048];
 	memif_details_t md;
-	int ups = server->ups, downs = server->downs;
+	int ups = server->ups, downs = server->downs, files = open_files();
+	memif_register_external_region(server->sock, NULL, map_region, unmap_region, NULL);
 	make_socket(&client, name);
 	memif_register_external_region(client.sock, add_region, region_addr, del_region, next_buffer);
+	/* Whoever is refused has its memory back as well. */
+	OK(make(&client, 0, "guess"));
+	CHECK(strstr(wait_for_error(&client), "Incorrect secret"));
+	CHECK(given_back == 1 && mapped == NULL);
+	OK(memif_delete(&client.conn));
 	OK(make(&client, 0, "hush"));
 	WAIT(client.ups == 1 && server->ups == ups + 1, turn());
 	OK(memif_get_details(client.conn, &md, text, sizeof(text)));
 	CHECK(md.regions_num == 2 && md.regions[1].is_external && md.regions[1].addr == memory);
+	CHECK(md.regions[1].fd == memory_fd && fcntl(md.regions[0].fd, F_GETFD) >= 0);
+	OK(memif_get_details(server->conn, &md, text, sizeof(text)));
+	CHECK(md.regions_num == 2 && md.regions[1].is_external && md.regions[1].addr == mapped);
+	CHECK(md.regions[1].fd == mapped_fd && md.regions[1].size == mapped_size);
+	CHECK(!md.regions[0].is_external && fcntl(md.regions[0].fd, F_GETFD) >= 0);
 	server->frames = 0;
 	echo(server, 50);
 	OK(memif_buffer_alloc(client.conn, 0, &buf, 1, &n, 64));
 	CHECK((uint8_t *)buf.data >= (uint8_t *)memory);
 	CHECK((uint8_t *)buf.data < (uint8_t *)memory + memory_size);
+	OK(memif_buffer_alloc(server->conn, 0, &buf, 1, &n, 64));
+	CHECK((uint8_t *)buf.data >= (uint8_t *)mapped);
+	CHECK((uint8_t *)buf.data < (uint8_t *)mapped + mapped_size);
 	OK(memif_delete(&client.conn));
-	CHECK(given_back == 1 && client.downs == 1);
+	CHECK(given_back == 2 && client.downs == 1);
 	WAIT(server->downs == downs + 1, turn());
+	CHECK(unmapped == 1);
 	OK(memif_delete_socket(&client.sock));
+	memif_register_external_region(server->sock, NULL, NULL, NULL, NULL);
+	CHECK(open_files() == files);
 }
 
 int main(int argc, char **argv)
@@ -200,11 +293,7 @@ int main(int argc, char **argv)
 	/* Another one does not know the secret, a third finds the interface taken. */
 	make_socket(&stranger, argv[1]);
 	OK(make(&stranger, 0, "guess"));
-	char text[2048] = "";
-	memif_details_t md = {.error = (uint8_t *)text};
-	WAIT(md.error && md.error[0], turn();
-	     OK(memif_get_details(stranger.conn, &md, text, sizeof(text))));
-	CHECK(strstr((char *)md.error, "Already connected") && md.link_up_down == 0);
+	CHECK(strstr(wait_for_error(&stranger), "Already connected"));
 	OK(memif_delete(&stranger.conn));
 	/* Lost and found: the server's interface goes and comes back. */
 	for (int round = 1; round <= 3; round++) {
@@ -218,11 +307,9 @@ int main(int argc, char **argv)
 	OK(memif_delete(&client.conn));
 	WAIT(server.downs == 4, turn());
 	OK(make(&stranger, 0, "guess"));
-	md.error = NULL;
-	WAIT(md.error && md.error[0], turn();
-	     OK(memif_get_details(stranger.conn, &md, text, sizeof(text))));
-	CHECK(strstr((char *)md.error, "Incorrect secret"));
+	CHECK(strstr(wait_for_error(&stranger), "Incorrect secret"));
 	OK(memif_delete(&stranger.conn));
+	other_terms(&server, argv[1]);
 	own_memory(&server, argv[1]);
 	OK(memif_delete(&server.conn));
 	OK(memif_delete_socket(&server.sock));

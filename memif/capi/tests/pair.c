@@ -210,6 +210,10 @@ static void details(struct end *server, struct end *client)
 	CHECK(rd->head == head && rd->ndesc == RING && rd->offset != NULL);
 	OK(memif_get_rx_ring_details(server->conn, rd, 0, RING));
 	CHECK(rd->head == head && rd->tail == head);
+	OK(memif_get_tx_ring_details(server->conn, rd, 0, RING));
+	uint16_t tail = rd->tail;
+	OK(memif_get_rx_ring_details(client->conn, rd, 0, RING));
+	CHECK(rd->tail == tail && rd->ndesc == RING);
 	CHECK(memif_get_rx_ring_details(server->conn, rd, 0, RING - 1) == MEMIF_ERR_INVAL_ARG);
 	CHECK(memif_get_tx_ring_details(server->conn, rd, 1, RING) == MEMIF_ERR_QID);
 	free(rd);
@@ -257,12 +261,18 @@ int main(int argc, char **argv)
 	zero_copy(&server, &client);
 	requeue(&server, &client);
 	details(&server, &client);
-	OK(memif_get_queue_efd(client.conn, 0, &fd));
-	CHECK(fd >= 0 && memif_get_queue_efd(client.conn, 3, &fd) == MEMIF_ERR_QID);
-	/* A waiting call is cancelled from another thread. */
-	CHECK(pthread_create(&thread, NULL, cancel, client.sock) == 0);
-	CHECK(memif_poll_event(client.sock, -1) == MEMIF_ERR_POLL_CANCEL);
-	pthread_join(thread, NULL);
+	struct end *both[] = {&server, &client};
+	for (int i = 0; i < 2; i++) {
+		OK(memif_get_queue_efd(both[i]->conn, 0, &fd));
+		CHECK(fd >= 0 && memif_get_queue_efd(both[i]->conn, 3, &fd) == MEMIF_ERR_QID);
+		/* Connected already, or listening: nothing to do. */
+		OK(memif_request_connection(both[i]->conn));
+		OK(memif_set_connection_request_timer(both[i]->sock, (struct itimerspec){0}));
+		/* A waiting call is cancelled from another thread. */
+		CHECK(pthread_create(&thread, NULL, cancel, both[i]->sock) == 0);
+		CHECK(memif_poll_event(both[i]->sock, -1) == MEMIF_ERR_POLL_CANCEL);
+		pthread_join(thread, NULL);
+	}
 	/* The server goes; the client hears of it, asks again, and is refused. */
 	OK(memif_delete(&server.conn));
 	CHECK(server.conn == NULL && server.downs == 1);

@@ -2,15 +2,18 @@
 
 use super::events::{External, Kind, Socket, Watch, offer};
 use super::socket::default_socket;
-use super::types::{ConnArgs, ConnectionUpdate, Error, OnInterrupt, text_of};
-use crate::client::{ExternalMemory, Hooks};
+use super::types::{
+    AddExternalRegion, ConnArgs, ConnectionUpdate, DelExternalRegion, Error, OnInterrupt, text_of,
+};
+use crate::client::Hooks;
+use crate::region::Lent;
 use crate::{
     Address, ClientConfig, ClientEvent, CloseReason, Connection, Connector, Mode, Offer, RxQueue,
     Status, TxQueue,
 };
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::Instant;
 
@@ -38,13 +41,6 @@ pub(super) struct Live {
     interrupt_watches: Vec<*mut Watch>,
     pub(super) rx: Box<[UnsafeCell<RxQueue>]>,
     pub(super) tx: Box<[UnsafeCell<TxQueue>]>,
-}
-
-/// What the application gave for one connection, to be given back after it.
-struct Lent {
-    addr: *mut c_void,
-    size: u32,
-    fd: c_int,
 }
 
 impl Conn {
@@ -98,11 +94,10 @@ impl Conn {
                     args.interface_id,
                 )
             };
-            let mut hooks = Hooks { post_later: true, external: None };
-            if let External { add: Some(add), .. } = (*socket).external {
-                let ctx = (*this).ctx;
-                let ctx = Context(ctx);
-                hooks.external = Some(Box::new(move |bytes| ask_for_memory(add, ctx.get(), bytes)));
+            let mut hooks = Hooks { as_libmemif: true, external: None };
+            if let External { add: Some(add), delete, .. } = (*socket).external {
+                let ctx = Foreign((*this).ctx);
+                hooks.external = Some(Box::new(move |b| ask_for_memory(add, delete, ctx, b)));
             }
             (*this).connector = Some(Connector::with_hooks(config, hooks));
             Self::advance(this)
@@ -229,51 +224,61 @@ impl Conn {
             (*this).error = reason.to_string();
             let Live { connection, rx, tx, .. } = live;
             connection.disconnect(reason);
-            let lent = external_of(rx.iter().map(|q| &*q.get()));
+            // The application's memory goes back with the last queue.
             drop((rx, tx));
-            if let (Some(lent), Some(delete)) = (lent, (*socket).external.delete) {
-                delete(lent.addr, lent.size, lent.fd, (*this).ctx);
-            }
             let (callback, ctx) = ((*this).on_disconnect, (*this).ctx);
             callback(this.cast(), ctx);
         }
     }
 }
 
-/// The application's memory that these queues use.
-fn external_of<'a>(mut queues: impl Iterator<Item = &'a RxQueue>) -> Option<Lent> {
-    let queue = queues.next()?;
-    let region = queue.regions().all().iter().find(|r| r.is_external())?;
-    let size = u32::try_from(region.size()).unwrap_or(u32::MAX);
-    Some(Lent { addr: region.base().cast(), size, fd: -1 })
-}
-
-/// What the application wants to be told in its callbacks.
-struct Context(*mut c_void);
+/// A pointer of the application's.
+#[derive(Clone, Copy)]
+pub(super) struct Foreign(pub(super) *mut c_void);
 
 // SAFETY: the pointer is only handed back; the C interface's contract is that the application calls
 // it, and is called, on threads of its own choice that it keeps apart.
-unsafe impl Send for Context {}
+unsafe impl Send for Foreign {}
 
-impl Context {
-    fn get(&self) -> *mut c_void {
+impl Foreign {
+    /// By a method, so that closures capture the whole.
+    pub(super) fn get(self) -> *mut c_void {
         self.0
     }
 }
 
+/// An application's mapping, to be given back by `delete`, which closes the file as well.
+pub(super) fn lend(
+    delete: Option<DelExternalRegion>,
+    addr: *mut c_void,
+    size: u32,
+    fd: c_int,
+    ctx: Foreign,
+) -> Option<Lent> {
+    let base = NonNull::new(addr.cast())?;
+    let addr = Foreign(addr);
+    Some(Lent::new(base, fd, move || {
+        if let Some(delete) = delete {
+            delete(addr.get(), size, fd, ctx.get());
+        }
+    }))
+}
+
 fn ask_for_memory(
-    add: super::types::AddExternalRegion,
-    ctx: *mut c_void,
+    add: AddExternalRegion,
+    delete: Option<DelExternalRegion>,
+    ctx: Foreign,
     bytes: u64,
-) -> Option<ExternalMemory> {
+) -> Option<(Lent, OwnedFd)> {
     let size = u32::try_from(bytes).ok()?;
     let (mut addr, mut fd) = (std::ptr::null_mut(), -1);
-    if add(&raw mut addr, size, &raw mut fd, ctx) != 0 || fd < 0 {
+    if add(&raw mut addr, size, &raw mut fd, ctx.get()) != 0 || fd < 0 {
         return None;
     }
+    let lent = lend(delete, addr, size, fd, ctx)?;
     // SAFETY: the application says that this is its descriptor; it keeps it, we take a duplicate.
     let file = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?;
-    Some(ExternalMemory { base: NonNull::new(addr.cast())?, file })
+    Some((lent, file))
 }
 
 /// Makes an interface: a server listens, a client connects, at once.
@@ -389,6 +394,9 @@ pub unsafe extern "C" fn memif_delete(conn: *mut *mut c_void) -> c_int {
         let socket = (*this).socket;
         (*socket).conns.retain(|&c| c != this);
         Conn::stop_attempt(this);
+        if (*this).is_server() {
+            Socket::forget_handshakes(socket, (*this).args.interface_id);
+        }
         Conn::down(this, &CloseReason::Local("interface deleted".to_owned()));
         let servers = (*socket).conns.iter().any(|&c| (*c).is_server());
         if (*this).is_server() && !servers {

@@ -148,7 +148,7 @@ fn describe_live(live: &Live, buffer_size: u16, details: &mut Details, arena: &m
         index: i as u8,
         addr: region.base().cast(),
         size: u32::try_from(region.size()).unwrap_or(u32::MAX),
-        fd: -1,
+        fd: region.fd(),
         is_external: u8::from(region.is_external()),
     };
     let regions: Vec<_> = regions.iter().enumerate().map(region).collect();

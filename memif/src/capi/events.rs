@@ -4,18 +4,20 @@
 //! hands back. Addresses of watches that are gone are told apart, since an application may have
 //! fetched several events at once.
 
-use super::conn::Conn;
+use super::conn::{Conn, Foreign, lend};
 use super::types::{
     AddExternalRegion, DelExternalRegion, EVENT_DEL, EVENT_READ, Error, FdEvent,
-    GetExternalBufferOffset, SocketArgs, text_of,
+    GetExternalBufferOffset, GetExternalRegionAddr, SocketArgs, text_of,
 };
+use crate::region::Lent;
+use crate::server::handshake::Hooks;
 use crate::{Address, Answer, Handshake, Limits, Listener, ListenerLimits, Offer, Progress};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::HashSet;
 use std::ffi::{c_int, c_void};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -47,6 +49,7 @@ pub(super) struct Own {
 #[derive(Clone, Copy, Default)]
 pub(super) struct External {
     pub(super) add: Option<AddExternalRegion>,
+    pub(super) get_addr: Option<GetExternalRegionAddr>,
     pub(super) delete: Option<DelExternalRegion>,
     pub(super) offset: Option<GetExternalBufferOffset>,
 }
@@ -230,6 +233,7 @@ impl Socket {
                 Err(error) => return (&error).into(),
                 // SAFETY: as above; the descriptor stays open inside the handshake, which is boxed.
                 Ok(Some(handshake)) => unsafe {
+                    let handshake = handshake.with_hooks(Self::hooks(this));
                     let fd = BorrowedFd::borrow_raw(handshake.as_fd().as_raw_fd());
                     let watch = Self::watch(this, fd, Kind::Handshake(handshake));
                     if watch.is_null() {
@@ -237,6 +241,40 @@ impl Socket {
                     }
                     (*this).handshakes.push(watch);
                 },
+            }
+        }
+    }
+
+    /// # Safety
+    /// `this` is a live socket, and outlives what is returned.
+    unsafe fn hooks(this: *mut Self) -> Hooks {
+        let socket = Foreign(this.cast());
+        // SAFETY: by this function's contract.
+        let External { get_addr, delete, .. } = unsafe { (*this).external };
+        let map = get_addr.map(|get_addr| {
+            let map = move |id, bytes, file| {
+                // SAFETY: handshakes go before their socket.
+                unsafe {
+                    map_by_application(socket.get().cast(), get_addr, delete, id, bytes, file)
+                }
+            };
+            Box::new(map) as Box<_>
+        });
+        Hooks { as_libmemif: true, map }
+    }
+
+    /// Ends handshakes for an interface that goes away: they may hold memory of its application.
+    ///
+    /// # Safety
+    /// As for [`watch`](Self::watch).
+    pub(super) unsafe fn forget_handshakes(this: *mut Self, id: u32) {
+        // SAFETY: by this function's contract; the references end before `unwatch`.
+        unsafe {
+            for watch in (*this).handshakes.clone() {
+                if matches!(&(*watch).kind, Kind::Handshake(h) if h.interface() == Some(id)) {
+                    (*this).handshakes.retain(|&w| w != watch);
+                    Self::unwatch(this, watch);
+                }
             }
         }
     }
@@ -353,6 +391,31 @@ impl Socket {
     }
 }
 
+/// The application's mapping of a region that a client brings to server interface `id`. The file is
+/// the application's from then on.
+///
+/// # Safety
+/// `socket` is live.
+unsafe fn map_by_application(
+    socket: *const Socket,
+    get_addr: GetExternalRegionAddr,
+    delete: Option<DelExternalRegion>,
+    id: u32,
+    bytes: u64,
+    file: OwnedFd,
+) -> Option<Lent> {
+    let size = u32::try_from(bytes).ok()?;
+    // SAFETY: by this function's contract; a socket's interfaces are live, and no reference is kept.
+    let ctx = unsafe {
+        let socket = &*socket;
+        socket.conns.iter().find(|&&c| (*c).serves(id)).map(|&c| (*c).ctx)
+    }?;
+    let addr = get_addr(size, file.as_raw_fd(), ctx);
+    // Without somebody to close the file, that is done here.
+    let fd = if delete.is_some() && !addr.is_null() { file.into_raw_fd() } else { -1 };
+    lend(delete, addr, size, fd, Foreign(ctx))
+}
+
 /// # Safety
 /// `watch` came from [`Socket::watch`] and is not used again.
 unsafe fn forget(watch: *mut Watch) -> Kind {
@@ -428,12 +491,12 @@ fn own_epoll() -> nix::Result<Own> {
 
 /// What a server interface offers to its client.
 pub(super) fn offer(args: &super::types::ConnArgs, mode: crate::Mode) -> Offer {
-    // libmemif takes what the client asks for; so do we, within what the format can carry. Buffers
-    // reach the application one by one, so that no frame is too long.
+    // The application is prepared for the queues that it named, as with libmemif; all else is only
+    // limited by the format. Buffers reach it one by one, so that no frame is too long.
     let limits = Limits {
         regions: crate::MAX_REGIONS as u16,
-        s2m_rings: 255,
-        m2s_rings: 255,
+        s2m_rings: args.num_s2m_rings.into(),
+        m2s_rings: args.num_m2s_rings.into(),
         log2_ring_size: 15,
         mapped_bytes: 8 << 30,
         page_bytes: 1 << 30,
@@ -445,5 +508,6 @@ pub(super) fn offer(args: &super::types::ConnArgs, mode: crate::Mode) -> Offer {
         name: text_of(&args.interface_name),
         require_sealed: false,
         limits,
+        ..Offer::default()
     }
 }

@@ -6,8 +6,7 @@
 //! the peer may still write to it; an application that minds must copy it first.
 //!
 //! Different from libmemif: peers' messages, indexes and descriptors are checked, and a peer that
-//! breaks the rules is disconnected; a server's application is not asked where to map a region;
-//! `memif_get_details` shows no descriptors of regions, because they are closed after mapping.
+//! breaks the rules is disconnected.
 //! SIGBUS is left alone: an application that wants containment calls `memif_contain_sigbus`.
 
 mod conn;

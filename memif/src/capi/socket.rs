@@ -238,7 +238,8 @@ pub unsafe extern "C" fn memif_get_socket_filename(sock: *mut c_void) -> *const 
     unsafe { memif_get_socket_path(sock) }
 }
 
-/// Sets the functions with which an application provides memory for its clients' buffers.
+/// Sets the functions with which an application provides memory for its clients' buffers, and maps by
+/// itself what clients bring to its servers.
 ///
 /// # Safety
 /// `sock` is a socket without connected interfaces.
@@ -246,14 +247,14 @@ pub unsafe extern "C" fn memif_get_socket_filename(sock: *mut c_void) -> *const 
 pub unsafe extern "C" fn memif_register_external_region(
     sock: *mut c_void,
     add: Option<AddExternalRegion>,
-    _get_addr: Option<GetExternalRegionAddr>,
+    get_addr: Option<GetExternalRegionAddr>,
     delete: Option<DelExternalRegion>,
     offset: Option<GetExternalBufferOffset>,
 ) {
     let socket: *mut Socket = sock.cast();
     if !socket.is_null() {
         // SAFETY: by this function's contract.
-        unsafe { (*socket).external = External { add, delete, offset } };
+        unsafe { (*socket).external = External { add, get_addr, delete, offset } };
     }
 }
 

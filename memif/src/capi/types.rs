@@ -31,7 +31,7 @@ pub type ConnectionUpdate = extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 pub type OnInterrupt = extern "C" fn(*mut c_void, *mut c_void, u16) -> c_int;
 /// Asks for memory for a client's buffers.
 pub type AddExternalRegion = extern "C" fn(*mut *mut c_void, u32, *mut c_int, *mut c_void) -> c_int;
-/// Asks where a server's application would map a region.
+/// Asks where a server's application maps a region; its file is the application's from then on.
 pub type GetExternalRegionAddr = extern "C" fn(u32, c_int, *mut c_void) -> *mut c_void;
 /// Gives memory back.
 pub type DelExternalRegion = extern "C" fn(*mut c_void, u32, c_int, *mut c_void) -> c_int;
@@ -133,7 +133,7 @@ pub struct RegionDetails {
     pub addr: *mut c_void,
     /// Bytes.
     pub size: u32,
-    /// Always -1: the file is closed once it is mapped.
+    /// Of the memory's file.
     pub fd: c_int,
     /// Not zero: the application's memory.
     pub is_external: u8,

@@ -6,7 +6,7 @@
 use super::ClientConfig;
 use crate::error::{CloseReason, RegionError};
 use crate::region::health::Health;
-use crate::region::{Region, Regions};
+use crate::region::{Lent, Region, Regions, page_bytes};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
@@ -64,22 +64,16 @@ impl Shape {
     }
 }
 
-/// Memory that the application brings for the buffers.
-#[derive(Debug)]
-pub(crate) struct ExternalMemory {
-    pub base: std::ptr::NonNull<u8>,
-    pub file: OwnedFd,
-}
-
-/// Asks the application for that many bytes of memory. A connector may move between threads, and
-/// this with it.
-type AskForMemory = Box<dyn FnMut(u64) -> Option<ExternalMemory> + Send>;
+/// Asks the application for that many bytes of memory, and its file to be announced. A connector may
+/// move between threads, and this with it.
+type AskForMemory = Box<dyn FnMut(u64) -> Option<(Lent, OwnedFd)> + Send>;
 
 /// How a client of the C interface differs.
 #[derive(Default)]
 pub(crate) struct Hooks {
-    /// The application posts the receive buffers itself.
-    pub post_later: bool,
+    /// As libmemif: the application posts the receive buffers itself, and may ask for the files of
+    /// the regions.
+    pub as_libmemif: bool,
     /// Where the buffers come from; else from the region of the rings.
     pub external: Option<AskForMemory>,
 }
@@ -88,8 +82,8 @@ impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Hooks {{ post_later: {}, external: {} }}",
-            self.post_later,
+            "Hooks {{ as_libmemif: {}, external: {} }}",
+            self.as_libmemif,
             self.external.is_some()
         )
     }
@@ -128,8 +122,9 @@ impl Memory {
         let region = Region::map(&file, bytes, page, &health)?;
         let rings = Self::make_rings(shape, &region)?;
         let mut regions = vec![(file, region)];
-        if let Some((bytes, ExternalMemory { base, file })) = external {
-            regions.push((file, Region::external(base, bytes, &health)));
+        if let Some((bytes, (lent, file))) = external {
+            let page = page_bytes(&file)?;
+            regions.push((file, Region::lent(lent, bytes, page, &health)?));
         }
         Ok(Self { regions, health, rings, shape, announced: 0 })
     }
@@ -178,7 +173,7 @@ impl Memory {
     pub(crate) fn into_queues(
         self,
         max_frame_bytes: u32,
-        post: bool,
+        as_libmemif: bool,
     ) -> (Arc<Regions>, Vec<RxQueue>, Vec<TxQueue>) {
         let shape = self.shape;
         // The last region holds the buffers: behind the rings, or by themselves.
@@ -192,7 +187,12 @@ impl Memory {
                 OwnBuffers::new(base, region as u16, offset, shape.buffer_bytes, slots)
             })
             .collect();
-        let regions = self.regions.into_iter().map(|(_file, region)| region).collect();
+        let regions = self.regions.into_iter();
+        let regions = regions.map(|(file, region)| match as_libmemif {
+            true => region.keep(file),
+            false => region,
+        });
+        let regions = regions.collect();
         let regions = Regions::new(regions, self.health);
         let (mut rx, mut tx) = (Vec::new(), Vec::new());
         for (ring, own) in self.rings.into_iter().zip(own) {
@@ -200,7 +200,7 @@ impl Memory {
                 tx.push(TxQueue::new(ring, Role::Client, own, &regions));
             } else {
                 let mut queue = RxQueue::new(ring, Role::Client, own, &regions, max_frame_bytes);
-                if post {
+                if !as_libmemif {
                     queue.post_all();
                 }
                 rx.push(queue);

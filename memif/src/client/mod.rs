@@ -13,8 +13,6 @@ use crate::sys::socket::{Address, Received, connect, peer_credentials, receive, 
 use crate::wire::{Hello, Init, Message, Mode, Name, Secret, VERSION};
 use memory::{Memory, Shape};
 
-#[cfg(feature = "capi")]
-pub(crate) use memory::ExternalMemory;
 pub(crate) use memory::Hooks;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -350,7 +348,7 @@ impl Attempt {
         server_interface: String,
     ) -> Option<Connection> {
         let (peer_pid, peer_uid) = peer_credentials(self.socket.as_fd());
-        let (regions, rx, tx) = self.memory?.into_queues(config.max_frame_bytes, !hooks.post_later);
+        let (regions, rx, tx) = self.memory?.into_queues(config.max_frame_bytes, hooks.as_libmemif);
         let info = Info {
             role: Role::Client,
             id: config.id,

@@ -2,9 +2,9 @@
 
 use crate::error::Violation;
 use nix::sys::resource::{UsageWho, getrusage};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 const FINE: u8 = 0;
 const SIGBUS: u8 = 1;
@@ -18,24 +18,76 @@ pub const FAULTS_PER_S: u64 = 2000;
 /// Zeroing so much takes about as long as the fault itself.
 const WEIGHTLESS_BYTES: usize = 16 << 10;
 
+/// Smaller pages beside larger ones that may count as large: whose page a fault was in is not known,
+/// and rings often lie in small pages, buffers in huge ones.
+const MIXED_PAGES: u64 = 512;
+
+/// So many connections in a row may bring memory that nobody has touched yet …
+const FRESH_CONNECTIONS: f64 = 3.0;
+/// … and another one after so long: else whoever reconnects all the time never pays.
+const FRESH_AGAIN: Duration = Duration::from_secs(10);
+
 /// Whether a peer may still be listened to. Reading it costs one plain load.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     poison: AtomicU8,
     /// Faults that the peer may still cause; touched only when faults were seen.
-    budget: Mutex<FaultBudget>,
+    faults: FaultAccount,
 }
 
-#[derive(Debug, Default)]
+/// What a peer's memory may cost in page faults, over all its connections: clones are one account.
+/// A server keeps one for each interface ([`Offer::faults`](crate::Offer::faults)).
+#[derive(Debug, Clone, Default)]
+pub struct FaultAccount(Arc<Mutex<FaultBudget>>);
+
+impl PartialEq for FaultAccount {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for FaultAccount {}
+
+impl FaultAccount {
+    fn budget(&self) -> MutexGuard<'_, FaultBudget> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
 struct FaultBudget {
     /// What a fault counts.
     weight: u64,
     left: u64,
     most: u64,
+    /// Connections that may still touch each of their pages once; a part of one for a part of them.
+    fresh: f64,
     refilled: Option<Instant>,
 }
 
+impl Default for FaultBudget {
+    fn default() -> Self {
+        let left = FAULTS_PER_S;
+        Self { weight: 1, left, most: left, fresh: FRESH_CONNECTIONS, refilled: None }
+    }
+}
+
+impl FaultBudget {
+    fn earn(&mut self, now: Instant) {
+        let last = self.refilled.replace(now).unwrap_or(now);
+        let seconds = now.saturating_duration_since(last).as_secs_f64();
+        let earned = (seconds * FAULTS_PER_S as f64) as u64;
+        self.left = self.left.saturating_add(earned).min(self.most);
+        self.fresh = (self.fresh + seconds / FRESH_AGAIN.as_secs_f64()).min(FRESH_CONNECTIONS);
+    }
+}
+
 impl Health {
+    /// Of a peer that has an account already.
+    pub(crate) fn of(faults: FaultAccount) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
     #[inline]
     pub(crate) fn poisoned(&self) -> bool {
         self.poison.load(Ordering::Relaxed) != FINE
@@ -71,23 +123,30 @@ impl Health {
         let _ = self.poison.compare_exchange(FINE, cause, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// An honest peer costs one fault per page, and again where the kernel took pages back. The
-    /// larger the page, the longer it takes to zero it.
-    pub(crate) fn allow_faults(&self, pages: usize, largest_page_bytes: usize) {
-        let mut budget = self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        budget.weight = (largest_page_bytes / WEIGHTLESS_BYTES).max(1) as u64;
-        budget.most = pages as u64 * budget.weight + FAULTS_PER_S;
-        budget.left = budget.most;
+    /// A connection begins with so many pages of such a size in each region. An honest peer costs one
+    /// fault for each, and again where the kernel took pages back. The larger the page, the longer it
+    /// takes to zero it.
+    pub(crate) fn allow_faults(&self, regions: &[(usize, usize)], now: Instant) {
+        let mut budget = self.faults.budget();
+        budget.earn(now);
+        let weight = |page_bytes: usize| (page_bytes / WEIGHTLESS_BYTES).max(1) as u64;
+        let heaviest = regions.iter().map(|&(_, bytes)| weight(bytes)).max().unwrap_or(1);
+        budget.weight = heaviest;
+        let cost = |&(pages, bytes): &(usize, usize)| match pages as u64 {
+            pages if weight(bytes) == heaviest => pages * heaviest,
+            pages => pages + pages.min(MIXED_PAGES) * heaviest,
+        };
+        let all: u64 = regions.iter().map(cost).sum();
+        let share = budget.fresh.min(1.0);
+        budget.fresh -= share;
+        budget.most = all + FAULTS_PER_S;
+        budget.left = (budget.left + (all as f64 * share) as u64).min(budget.most);
     }
 
     #[cold]
     pub(crate) fn charge_faults(&self, faults: Faults, now: Instant) {
-        let mut budget = self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let since = budget.refilled.replace(now).map_or(0, |t| {
-            u64::try_from(now.saturating_duration_since(t).as_micros()).unwrap_or(u64::MAX)
-        });
-        let earned = since.saturating_mul(FAULTS_PER_S) / 1_000_000;
-        budget.left = budget.left.saturating_add(earned).min(budget.most);
+        let mut budget = self.faults.budget();
+        budget.earn(now);
         let cost = faults.pages * budget.weight + faults.sleeps * SLEEP_FAULTS;
         match budget.left.checked_sub(cost) {
             Some(left) => budget.left = left,
@@ -124,7 +183,8 @@ impl Faults {
 /// fresh page. A worker looks every millisecond or so; when there were any faults, it looks
 /// around each port's poll for a while and charges that port's queue
 /// ([`RxQueue::charge_faults`](crate::RxQueue::charge_faults)), which poisons the connection when
-/// its budget is used up: one fault per mapped page, and [`FAULTS_PER_S`] from then on.
+/// its account ([`FaultAccount`]) is used up: one fault per mapped page, and [`FAULTS_PER_S`] from
+/// then on.
 #[derive(Debug)]
 pub struct FaultMeter {
     seen: Faults,
@@ -162,7 +222,6 @@ fn faults_of_this_thread() -> Faults {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn pages(pages: u64) -> Faults {
         Faults { pages, sleeps: 0 }
@@ -181,7 +240,7 @@ mod tests {
     fn a_page_each_is_free_and_a_rate_is_not() {
         let health = Health::default();
         let start = Instant::now();
-        health.allow_faults(1000, 4096);
+        health.allow_faults(&[(1000, 4096)], start);
         health.charge_faults(pages(1000 + FAULTS_PER_S), start);
         assert!(!health.poisoned());
         health.charge_faults(pages(FAULTS_PER_S / 2), start + Duration::from_millis(500));
@@ -194,8 +253,19 @@ mod tests {
     fn a_huge_page_counts_as_many() {
         let health = Health::default();
         let start = Instant::now();
-        health.allow_faults(1, 2 << 20);
+        health.allow_faults(&[(1, 2 << 20)], start);
         health.charge_faults(pages(1 + FAULTS_PER_S / 128), start);
+        assert!(!health.poisoned());
+        health.charge_faults(pages(1), start);
+        assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    #[test]
+    fn small_pages_buy_no_faults_in_huge_ones() {
+        let health = Health::default();
+        let start = Instant::now();
+        health.allow_faults(&[(100_000, 4096), (16, 2 << 20)], start);
+        health.charge_faults(pages(512 + 16 + (FAULTS_PER_S + 100_000) / 128), start);
         assert!(!health.poisoned());
         health.charge_faults(pages(1), start);
         assert_eq!(health.cause(), Some(Violation::FaultRate));
@@ -205,13 +275,36 @@ mod tests {
     fn a_few_sleeps_are_enough() {
         let health = Health::default();
         let start = Instant::now();
-        health.allow_faults(100, 4096);
+        health.allow_faults(&[(100, 4096)], start);
         for _ in 0..5 {
             health.charge_faults(Faults { pages: 1, sleeps: 1 }, start);
             assert!(!health.poisoned());
         }
         health.charge_faults(Faults { pages: 1, sleeps: 1 }, start);
         assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    /// Connections of one peer, each with 1,000 pages that nobody has touched.
+    fn reconnects_until_poisoned(between: Duration, most: usize) -> usize {
+        let account = FaultAccount::default();
+        let mut now = Instant::now();
+        (0..most)
+            .take_while(|_| {
+                now += between;
+                let health = Health::of(account.clone());
+                health.allow_faults(&[(1000, 4096)], now);
+                health.charge_faults(pages(1000), now);
+                !health.poisoned()
+            })
+            .count()
+    }
+
+    #[test]
+    fn a_new_connection_is_no_new_account() {
+        let often = reconnects_until_poisoned(Duration::from_millis(10), 1000);
+        assert!((4..=6).contains(&often), "{often} connections with fresh memory");
+        let seldom = reconnects_until_poisoned(Duration::from_secs(1), 1000);
+        assert_eq!(seldom, 1000, "1,000 faults a second are everybody's right");
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! together; dropping the last of them unmaps.
 
 pub(crate) mod health;
+mod lent;
 
 use crate::error::RegionError;
 use crate::sys::sigbus::Listed;
 use health::Health;
+pub(crate) use lent::Lent;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
@@ -16,8 +18,11 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
+#[cfg(feature = "capi")]
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Most regions that a connection can have; a descriptor's region number is checked against this
 /// alone, places without a region have size zero.
@@ -38,12 +43,23 @@ pub(crate) struct Region {
     mapped_bytes: usize,
     size: u64,
     page_bytes: usize,
-    /// Whether the mapping is ours to remove.
-    owned: bool,
     /// Dropped before the mapping goes, see `Drop`.
     listed: Option<Listed>,
+    source: Source,
     /// Kept alive for the entry in the SIGBUS table.
     _health: Arc<Health>,
+}
+
+/// Whose the mapping is.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "capi"), expect(dead_code, reason = "only C programs ask for files"))]
+enum Source {
+    /// Ours to remove.
+    Ours,
+    /// Ours, and the file was kept for an application that asks for it.
+    Kept(OwnedFd),
+    /// An application's.
+    Lent(Lent),
 }
 
 // SAFETY: a Region is an address range; whoever touches it uses atomics or raw copies.
@@ -52,14 +68,13 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Checks a peer's memory file and maps it. The caller closes the file in any case.
-    pub(crate) fn map_peer(
+    /// Checks a peer's memory file and says how large its pages are.
+    pub(crate) fn check_peer(
         file: &OwnedFd,
         claimed_bytes: u64,
         mapped_before_bytes: u64,
         rules: &RegionRules,
-        health: &Arc<Health>,
-    ) -> Result<Self, RegionError> {
+    ) -> Result<u64, RegionError> {
         // Seals first: every file system that could stall us in fstat fails here.
         let seals = seal(file)?;
         if rules.require_sealed && !seals.contains(SealFlag::F_SEAL_SHRINK) {
@@ -84,7 +99,7 @@ impl Region {
         if total_bytes > rules.max_mapped_bytes {
             return Err(RegionError::TooLarge { total_bytes, max_bytes: rules.max_mapped_bytes });
         }
-        Self::map(file, claimed_bytes, page_bytes, health)
+        Ok(page_bytes)
     }
 
     /// Maps a file of known size and page size, readable and writable, shared, not populated.
@@ -111,8 +126,8 @@ impl Region {
             mapped_bytes: length.get(),
             size,
             page_bytes: page,
-            owned: true,
             listed,
+            source: Source::Ours,
             _health: Arc::clone(health),
         };
         if none_free {
@@ -125,16 +140,47 @@ impl Region {
         Ok(region)
     }
 
-    /// Memory that an application has mapped and will unmap, after the last queue is gone.
-    pub(crate) fn external(base: NonNull<u8>, size: u64, health: &Arc<Health>) -> Self {
-        Self {
-            base,
-            mapped_bytes: usize::try_from(size).unwrap_or(usize::MAX),
+    /// Memory that an application has mapped; it gets it back with the last queue.
+    pub(crate) fn lent(
+        lent: Lent,
+        size: u64,
+        page_bytes: u64,
+        health: &Arc<Health>,
+    ) -> Result<Self, RegionError> {
+        let page_bytes = usize::try_from(page_bytes).unwrap_or(4096);
+        let bytes = usize::try_from(size).unwrap_or(usize::MAX);
+        let start = lent.base.as_ptr() as usize;
+        let end = start.saturating_add(bytes).next_multiple_of(page_bytes);
+        let listed = Listed::new(start, end, page_bytes, Arc::as_ptr(health));
+        if listed.is_none() {
+            return Err(RegionError::TableFull(crate::sys::sigbus::CAPACITY));
+        }
+        Ok(Self {
+            base: lent.base,
+            mapped_bytes: bytes,
             size,
-            page_bytes: 4096,
-            owned: false,
-            listed: None,
+            page_bytes,
+            listed,
+            source: Source::Lent(lent),
             _health: Arc::clone(health),
+        })
+    }
+
+    /// Keeps the file that was mapped open, for an application that asks for it.
+    pub(crate) fn keep(mut self, file: OwnedFd) -> Self {
+        if matches!(self.source, Source::Ours) {
+            self.source = Source::Kept(file);
+        }
+        self
+    }
+
+    /// The file, where it was kept.
+    #[cfg(feature = "capi")]
+    pub(crate) fn fd(&self) -> RawFd {
+        match &self.source {
+            Source::Ours => -1,
+            Source::Kept(file) => file.as_raw_fd(),
+            Source::Lent(lent) => lent.fd,
         }
     }
 
@@ -151,7 +197,7 @@ impl Region {
     /// Whether it is an application's own.
     #[cfg(feature = "capi")]
     pub(crate) fn is_external(&self) -> bool {
-        !self.owned
+        matches!(self.source, Source::Lent(_))
     }
 
     /// Bytes of address space.
@@ -178,7 +224,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         self.listed = None;
-        if !self.owned {
+        if matches!(self.source, Source::Lent(_)) {
             return;
         }
         // SAFETY: mapped by us with this length; the last holder of the region is gone, so nobody
@@ -204,8 +250,9 @@ pub(crate) struct Regions {
 impl Regions {
     pub(crate) fn new(regions: Vec<Region>, health: Arc<Health>) -> Arc<Self> {
         let regions = Self { regions, health };
-        let largest = regions.regions.iter().map(Region::page_bytes).max().unwrap_or(1);
-        regions.health.allow_faults(regions.pages(), largest);
+        let pages =
+            regions.regions.iter().map(|r| (r.mapped_bytes() / r.page_bytes(), r.page_bytes()));
+        regions.health.allow_faults(&pages.collect::<Vec<_>>(), Instant::now());
         Arc::new(regions)
     }
 
@@ -235,11 +282,6 @@ impl Regions {
     pub(crate) fn mapped_bytes(&self) -> usize {
         self.regions.iter().map(Region::mapped_bytes).sum()
     }
-
-    /// Pages over all regions: how often an honest peer can make us fault.
-    fn pages(&self) -> usize {
-        self.regions.iter().map(|r| r.mapped_bytes() / r.page_bytes()).sum()
-    }
 }
 
 /// Seals that a file has, after we added ours where the peer left that open.
@@ -255,7 +297,8 @@ fn seal(file: &OwnedFd) -> Result<SealFlag, RegionError> {
     get().map_err(RegionError::NotMemory)
 }
 
-fn page_bytes(file: &OwnedFd) -> Result<u64, RegionError> {
+/// How large a memory file's pages are.
+pub(crate) fn page_bytes(file: &OwnedFd) -> Result<u64, RegionError> {
     let fs = fstatfs(file.as_fd()).map_err(system("fstatfs"))?;
     match fs.filesystem_type() {
         HUGETLBFS_MAGIC => Ok(u64::try_from(fs.block_size()).unwrap_or(u64::MAX)),

@@ -6,7 +6,7 @@ use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::{Direction, Place, Ring, Role};
 use crate::region::health::Health;
-use crate::region::{Region, Regions};
+use crate::region::{Lent, Region, Regions};
 use nix::sys::eventfd::EventFd;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -36,7 +36,8 @@ impl Memory {
     /// The regions and one ring of an end, as each end maps them for itself.
     fn end(&self, direction: Direction) -> (Arc<Regions>, Ring) {
         let health: Arc<Health> = Arc::default();
-        let region = Region::external(self.0, BYTES as u64, &health);
+        let lent = Lent::new(self.0, -1, || ());
+        let region = Region::lent(lent, BYTES as u64, 4096, &health).unwrap();
         let place = Place { region: 0, offset: 0, log2_size: LOG2 };
         let eventfd = EventFd::new().unwrap().into();
         let ring = Ring::new(place, &region, direction, eventfd).unwrap();

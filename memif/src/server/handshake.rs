@@ -6,15 +6,16 @@
 
 use super::listener::Account;
 use crate::connection::{Connection, Info, say_goodbye};
-use crate::error::{CloseReason, RingError};
-use crate::region::health::Health;
-use crate::region::{MAX_REGIONS, Region, RegionRules, Regions};
+use crate::error::{CloseReason, RegionError, RingError};
+use crate::region::health::{FaultAccount, Health};
+use crate::region::{Lent, MAX_REGIONS, Region, RegionRules, Regions};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
 use crate::sys::socket::{Received, is_eventfd, receive, send, shut_down};
 use crate::wire::{AddRing, Hello, Init, Message, Mode, Name, RING_COOKIE, RING_IS_S2M, VERSION};
+use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -71,6 +72,8 @@ pub struct Offer {
     pub require_sealed: bool,
     /// How much it may ask for.
     pub limits: Limits,
+    /// What its memory has cost so far. Keep one for each interface, for one client after the other.
+    pub faults: FaultAccount,
 }
 
 impl Default for Offer {
@@ -81,6 +84,7 @@ impl Default for Offer {
             name: String::new(),
             require_sealed: true,
             limits: Limits::default(),
+            faults: FaultAccount::default(),
         }
     }
 }
@@ -113,11 +117,30 @@ pub enum Progress {
     Closed(CloseReason),
 }
 
+/// Asks the application for an interface's mapping of a region: so many bytes of this file.
+type MapRegion = Box<dyn FnMut(u32, u64, OwnedFd) -> Option<Lent> + Send>;
+
+/// How a server of the C interface differs.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    /// As libmemif: modes are not compared, and the application may ask for the files of the regions.
+    pub as_libmemif: bool,
+    /// Who maps the regions behind the first; else they are mapped here.
+    pub map: Option<MapRegion>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hooks {{ as_libmemif: {}, map: {} }}", self.as_libmemif, self.map.is_some())
+    }
+}
+
 /// What an accepted client has agreed on and brought so far.
 #[derive(Debug)]
 struct Setup {
     id: u32,
     offer: Offer,
+    hooks: Hooks,
     peer_name: String,
     peer_interface: String,
     health: Arc<Health>,
@@ -168,6 +191,8 @@ pub struct Handshake {
     deadline: Instant,
     peer: (i32, u32),
     half_open: HalfOpen,
+    /// Taken by INIT.
+    hooks: Hooks,
 }
 
 impl Handshake {
@@ -197,7 +222,23 @@ impl Handshake {
             deadline: now + DEADLINE,
             peer,
             half_open: HalfOpen(Arc::clone(account)),
+            hooks: Hooks::default(),
         })
+    }
+
+    /// One that differs in ways that only the C interface needs.
+    #[cfg(feature = "capi")]
+    pub(crate) fn with_hooks(self, hooks: Hooks) -> Self {
+        Self { hooks, ..self }
+    }
+
+    /// The interface that the client asked for, once it has.
+    #[cfg(feature = "capi")]
+    pub(crate) fn interface(&self) -> Option<u32> {
+        match &self.state {
+            State::Setup(setup) => Some(setup.id),
+            State::Accepted | State::Over => None,
+        }
     }
 
     /// When to give up: call [`on_readable`](Self::on_readable) then, too.
@@ -273,13 +314,14 @@ impl Handshake {
                 return Err(CloseReason::PeerDisconnected(reason.to_printable()));
             }
             (State::Accepted, Message::Init(init), _) => {
-                self.state = State::Setup(Box::new(Setup::begin(&init, offers)?));
+                let hooks = std::mem::take(&mut self.hooks);
+                self.state = State::Setup(Box::new(Setup::begin(&init, offers, hooks)?));
                 Message::Ack
             }
             (State::Setup(setup), Message::AddRegion { index, size }, Some(file))
                 if setup.places.is_empty() =>
             {
-                setup.add_region(index, size, &file)?;
+                setup.add_region(index, size, file)?;
                 Message::Ack
             }
             (State::Setup(setup), Message::AddRing(ring), Some(eventfd))
@@ -323,12 +365,16 @@ impl AsFd for Handshake {
 }
 
 impl Setup {
-    fn begin(init: &Init, offers: &dyn Fn(u32) -> Answer) -> Result<Self, CloseReason> {
+    fn begin(
+        init: &Init,
+        offers: &dyn Fn(u32) -> Answer,
+        hooks: Hooks,
+    ) -> Result<Self, CloseReason> {
         if init.version != VERSION {
             return Err(CloseReason::Version(init.version));
         }
         let offer = ask(offers, init.id)?;
-        if init.mode != offer.mode.to_wire() {
+        if init.mode != offer.mode.to_wire() && !hooks.as_libmemif {
             return Err(CloseReason::Mode { got: init.mode, want: offer.mode });
         }
         if !offer.secret.is_empty() {
@@ -342,10 +388,11 @@ impl Setup {
         }
         Ok(Self {
             id: init.id,
-            offer,
             peer_name: init.name.to_printable(),
             peer_interface: String::new(),
-            health: Arc::default(),
+            health: Arc::new(Health::of(offer.faults.clone())),
+            offer,
+            hooks,
             regions: Vec::new(),
             places: Vec::new(),
             s2m: Vec::new(),
@@ -353,7 +400,7 @@ impl Setup {
         })
     }
 
-    fn add_region(&mut self, index: u16, size: u64, file: &OwnedFd) -> Result<(), CloseReason> {
+    fn add_region(&mut self, index: u16, size: u64, file: OwnedFd) -> Result<(), CloseReason> {
         let limits = &self.offer.limits;
         let max = limits.regions.min(MAX_REGIONS as u16);
         next_index("region", index, self.regions.len(), max)?;
@@ -362,11 +409,32 @@ impl Setup {
             max_page_bytes: limits.page_bytes,
             max_mapped_bytes: limits.mapped_bytes,
         };
-        let before = self.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
-        let region = Region::map_peer(file, size, before, &rules, &self.health)
-            .map_err(|error| CloseReason::Region { index, error })?;
-        self.regions.push(region);
+        let region = self.map(size, file, &rules);
+        self.regions.push(region.map_err(|error| CloseReason::Region { index, error })?);
         Ok(())
+    }
+
+    /// The file is closed afterwards, unless an application has use for it.
+    fn map(
+        &mut self,
+        size: u64,
+        file: OwnedFd,
+        rules: &RegionRules,
+    ) -> Result<Region, RegionError> {
+        let before = self.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
+        let page = Region::check_peer(&file, size, before, rules)?;
+        let first = self.regions.is_empty();
+        if let Some(map) = self.hooks.map.as_mut().filter(|_| !first) {
+            let refused = RegionError::System { call: "external memory", errno: Errno::ENOMEM };
+            return Region::lent(
+                map(self.id, size, file).ok_or(refused)?,
+                size,
+                page,
+                &self.health,
+            );
+        }
+        let region = Region::map(&file, size, page, &self.health)?;
+        Ok(if self.hooks.as_libmemif { region.keep(file) } else { region })
     }
 
     fn add_ring(&mut self, add: AddRing, eventfd: OwnedFd) -> Result<(), CloseReason> {

@@ -21,6 +21,7 @@ impl State {
         let mut account = Account { rx_pkts: count as u64, ..Account::default() };
         account.rx_bytes = self.decide(tables, iface, verdicts);
         self.clock.lap(TurnStage::Decide);
+        self.faults.begin();
         let mut sinks = Sinks::default();
         self.scratch.lent = 0;
         let mut at = 0;

@@ -365,3 +365,43 @@ fn an_eventfd_with_a_crowd_of_waiters_is_noticed() {
     assert_eq!((tx.cause(), rx.poisoned()), (Some(Violation::SlowSignals), true));
     drop(crowd);
 }
+
+/// The lines of /proc/self/smaps about the first mapping of a memory file of this name.
+fn smaps_of(name: &str) -> Vec<String> {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let lines = smaps.lines().skip_while(|line| !line.contains(name)).map(str::to_owned);
+    let mut lines = lines.peekable();
+    let first = lines.next().expect("a mapping of that name");
+    let is_field = |line: &String| line.split_once(':').is_some_and(|(key, _)| !key.contains(' '));
+    std::iter::once(first).chain(std::iter::from_fn(move || lines.next_if(is_field))).collect()
+}
+
+/// However much a peer claims, its pages are charged to whoever touches them first: not to us, and
+/// neither core dumps nor children of ours have them.
+#[test]
+fn a_region_is_mapped_and_not_touched() {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let file = memfd_create(c"lazily", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    let file = std::fs::File::from(file);
+    file.set_len(REGION_BYTES).unwrap();
+    let answer = Answer::Accept(offer());
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let (_rogue, connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let smaps = smaps_of("lazily");
+    let field = |key: &str| {
+        let line = smaps.iter().find_map(|line| line.strip_prefix(key)).expect("a field");
+        line.trim().to_owned()
+    };
+    let resident_kib: u32 = field("Rss:").trim_end_matches(" kB").parse().unwrap();
+    assert!(resident_kib <= 16, "{resident_kib} KiB of {} were touched", REGION_BYTES >> 10);
+    let flags = field("VmFlags:");
+    for flag in ["dd", "dc"] {
+        assert!(flags.split(' ').any(|f| f == flag), "{flag} is not among {flags}");
+    }
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let files = open.filter(|target| target.to_string_lossy().contains("lazily")).count();
+    assert_eq!(files, 1, "the rogue's own, and none of ours");
+    drop(connection);
+}

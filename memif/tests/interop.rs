@@ -68,7 +68,7 @@ impl Testpmd {
         );
         let mut command = Command::new("dpdk-testpmd");
         let eal = "--lcores 0@0,1@1 --no-pci --no-telemetry";
-        let memory = if case.huge_pages { "-m 64 --in-memory" } else { "--no-huge -m 192" };
+        let memory = if case.huge_pages { "-m 96 --in-memory" } else { "--no-huge -m 192" };
         command
             .args(eal.split(' '))
             .args(memory.split(' '))
@@ -78,10 +78,15 @@ impl Testpmd {
             command.arg("--single-file-segments");
         }
         command.args([format!("--vdev={vdev}"), "--".to_owned()]);
-        let app = "-i --no-flush-rx --forward-mode=io --total-num-mbufs=8192 --mbcache=64";
+        let app = "-i --no-flush-rx --forward-mode=io --mbcache=64";
         let queues = [format!("--rxq={}", case.queues), format!("--txq={}", case.queues)];
-        let mbuf = if case.buffer_bytes > 2048 { "--mbuf-size=9600" } else { "--mbuf-size=2176" };
-        command.args(app.split(' ')).args(queues).arg(mbuf);
+        // A zero-copy client fills its whole ring with them, or none of it.
+        let mbufs = match (case.buffer_bytes, case.log2) {
+            (..=2048, 14) => ["--mbuf-size=2176", "--total-num-mbufs=20000"],
+            (..=2048, _) => ["--mbuf-size=2176", "--total-num-mbufs=8192"],
+            _ => ["--mbuf-size=9600", "--total-num-mbufs=4096"],
+        };
+        command.args(app.split(' ')).args(queues).args(mbufs);
         let (output, writer) = std::io::pipe().unwrap();
         let child = command
             .stdin(Stdio::piped())
@@ -372,6 +377,8 @@ fn wrong_secrets_are_refused_by_both() {
 /// Reserves pages of 2 MiB for a test, and gives them back.
 struct HugePages(u32);
 
+/// For one testpmd and one client of ours.
+const HUGE_PAGES: u32 = 96;
 const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
 
 impl HugePages {
@@ -395,11 +402,60 @@ impl Drop for HugePages {
 
 #[test]
 fn huge_pages() {
-    let _pages = HugePages::reserve(80);
+    let _pages = HugePages::reserve(HUGE_PAGES);
     let case = || Case { huge_pages: true, frames: 2000, ..Case::new(1500) };
     run_server(&case());
     run_client(&case());
     run_server(&Case { zero_copy: true, ..case() });
+}
+
+/// Who testpmd is in a row of [`MATRIX`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Peer {
+    Client,
+    ZeroCopyClient,
+    Server,
+}
+
+use Peer::{Client, Server, ZeroCopyClient};
+
+/// Every two values of any two columns meet in a row: testpmd, path (or abstract), queues, slots as a
+/// power of two, bytes of a buffer, bytes of a frame, huge pages. DPDK's client lays more than 2^16
+/// buffers over one another, so four queues of 2^14 slots are for ours; 9000 bytes in buffers of 512
+/// are more segments than a frame may have.
+const MATRIX: [(Peer, bool, u16, u8, u32, usize, bool); 12] = [
+    (Server, false, 1, 14, 2048, 9000, true),
+    (Server, true, 4, 14, 512, 64, false),
+    (Server, true, 1, 10, 2048, 1500, false),
+    (Server, true, 1, 8, 9216, 1500, true),
+    (Client, true, 1, 8, 2048, 64, false),
+    (Client, true, 4, 10, 9216, 9000, false),
+    (Client, true, 1, 14, 9216, 1500, true),
+    (Client, false, 1, 10, 512, 64, false),
+    (ZeroCopyClient, false, 4, 8, 512, 1500, true),
+    (ZeroCopyClient, false, 1, 10, 9216, 64, true),
+    (ZeroCopyClient, false, 4, 8, 2048, 9000, false),
+    (ZeroCopyClient, true, 1, 14, 2048, 64, true),
+];
+
+#[test]
+fn every_two_settings_meet() {
+    let _pages = HugePages::reserve(HUGE_PAGES);
+    for row in MATRIX {
+        println!("{row:?}");
+        let (peer, over_a_path, queues, log2, buffer_bytes, len, huge_pages) = row;
+        let file = path();
+        let address =
+            if over_a_path { Address::Path(file.clone()) } else { Case::new(len).address };
+        let zero_copy = peer == ZeroCopyClient;
+        // See `frames_longer_than_a_buffer`.
+        let one_turn = (1 << log2) / (len as u32).div_ceil(buffer_bytes);
+        let frames = one_turn.min(300);
+        let case = Case { address, queues, log2, buffer_bytes, zero_copy, huge_pages, len, frames };
+        let run = if peer == Server { run_client } else { run_server };
+        run(&case);
+        let _ = std::fs::remove_file(file);
+    }
 }
 
 /// A peer that stands still costs nothing but its own frames, and goes on where it stopped.

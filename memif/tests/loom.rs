@@ -1,11 +1,9 @@
 //! The index protocol under every interleaving that a weak memory model allows.
 //!
-//! Run it by `RUSTFLAGS="--cfg loom" cargo test -p memif --test loom --release`. loom brings its
-//! own atomics, so this is a model of `src/ring`, with the same orderings on the same words; the
-//! queues themselves are tested by miri (`src/ring/tests.rs`). Not covered: the peer's lies (no
-//! ordering helps against them) and tearing of a descriptor's two words, which are checked as read.
-#![allow(unexpected_cfgs, reason = "loom is set by RUSTFLAGS, for this test alone")]
-#![cfg(loom)]
+//! loom brings its own atomics, so this is a model of `src/ring`, with the same orderings on the same
+//! words; the queues themselves are tested by miri (`src/ring/tests.rs`). Not covered: the peer's lies
+//! (no ordering helps against them) and tearing of a descriptor's two words, which are checked as
+//! read.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};

@@ -263,6 +263,26 @@ fn path_sockets_replace_stale_files_but_not_live_ones() {
     std::fs::remove_file(&path).unwrap();
 }
 
+/// A client that waits in the backlog is greeted in the turn in which the last one's end is seen.
+#[test]
+fn the_next_client_is_served_in_the_same_turn() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let answer = Answer::Accept(common::offer());
+    let config = ClientConfig::new(Address::Abstract(name), 7);
+    let first = connect(&mut listener, &mut Connector::new(config.clone()), &answer);
+    let (mut server, client) = first;
+    let mut next = Connector::new(config);
+    assert!(matches!(next.poll(Instant::now()), ClientEvent::Pending));
+    drop(client);
+    // One turn of a server's loop: what happened to the connection, then who waits.
+    assert_eq!(server.on_readable(), Status::Down(CloseReason::PeerClosed));
+    let handshake = listener.accept().unwrap().expect("the client in the backlog");
+    let client = std::thread::spawn(move || next.connect_blocking(common::PATIENCE).unwrap());
+    let server = common::finish(handshake, &answer).unwrap();
+    transfer_both_ways(&mut (server, client.join().unwrap()), 64, 10);
+}
+
 #[test]
 fn goodbyes_and_deaths_are_told_apart() {
     let (mut server, client) = pair(|_| {});

@@ -105,14 +105,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let installed = uninstall::is_installed(&core).await;
     let stopped = wait_for_end(&mut tasks).await;
+    // Connections are answered to the end of their step or not at all: the journal knows either way. Before
+    // anything is removed: these tasks would put it back.
+    tasks.shutdown().await;
     if let (Some(places), Some(firewall), true) = (&places, &firewall, installed) {
         uninstall::if_uninstalled(&core, places, firewall).await;
     }
     if let Some(follow) = follow {
         follow.abort();
     }
-    // Connections are answered to the end of their step or not at all: the journal knows either way.
-    tasks.shutdown().await;
     // The next agent need not wonder whether anybody listens.
     let _ = std::fs::remove_file(&config.cni_socket);
     stopped

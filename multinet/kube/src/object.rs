@@ -80,11 +80,16 @@ impl<R: Resource> Serialize for Object<R> {
 }
 
 impl<'de, R: Resource> Deserialize<'de> for Object<R> {
-    /// In a list of Kubernetes' own kinds, elements say neither `apiVersion` nor `kind`.
+    /// In a list of Kubernetes' own kinds, elements say neither `apiVersion` nor `kind`. Who owns which
+    /// field is longer than many an object and nobody here asks for it; the API server keeps it when an
+    /// update comes without.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Map::deserialize(deserializer)?;
         value.entry("apiVersion").or_insert_with(|| R::API_VERSION.into());
         value.entry("kind").or_insert_with(|| R::KIND.into());
+        if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+            metadata.remove("managedFields");
+        }
         let value = Value::Object(value);
         let mut inner = R::deserialize(&value).map_err(D::Error::custom)?;
         keep_foreign(&mut inner, &value).map_err(D::Error::custom)?;

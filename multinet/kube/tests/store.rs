@@ -42,7 +42,10 @@ async fn lists_are_whole_however_long_and_watches_tell_what_changes() {
     let written: Vec<_> = futures::stream::iter(writes).buffer_unordered(20).collect().await;
     assert!(written.iter().all(Result::is_ok), "{:?}", written.iter().find(|w| w.is_err()));
     let many = LabelSelector::label(NETWORK_LABEL, "many");
-    assert_eq!(store.list::<AddressBlock>(&many).await.unwrap().len(), 510);
+    let listed = store.list::<AddressBlock>(&many).await.unwrap();
+    assert_eq!(listed.len(), 510);
+    let noted = |b: &AddressBlock| b.metadata.other.contains_key("managedFields");
+    assert!(!listed.iter().any(noted), "who owns which field takes more room than the object");
 
     let selection = Selection::label(NETWORK_LABEL, "few");
     let mut changes = Box::pin(follow::<AddressBlock>(store.client(), &selection));

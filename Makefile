@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code attacks mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-dma fmt clippy clean
+.PHONY: help deps build test test-code attacks mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -73,6 +73,14 @@ conformance: build ## All 47 network conformance tests of Kubernetes: target/con
 bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/report.json
 	@$(DEPS) bench
 	target/release/bowline-bench
+	$(MAKE) bench-ipam
+
+bench-ipam: build ## Addresses per second on a real API server, and what a large cluster costs an agent
+	@$(DEPS) kube
+	deploy/e2e/build.sh cluster
+	cargo bench -p bowline-bench --bench ipam
+	BOWLINE_STORE_FULL=1 BOWLINE_BENCH_OUT=$(CURDIR)/target/bench BOWLINE_AGENT=$(CURDIR)/target/release/bowline-agent \
+		cargo test -p bowline-agent --test scale -- --test-threads=1
 
 bench-dma: ## Compare the copy engines; DMA="wq0.0" names a work queue of an Intel DSA
 	@$(DEPS) build

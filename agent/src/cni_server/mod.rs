@@ -6,7 +6,7 @@
 //! | [`routes`] | which routes an interface brings; pure |
 //! | `add`, `remove`, `check` | the calls |
 //! | `refresh` | routes of running pods, when pools change |
-//! | `queue` | claims that share their writes |
+//! | [`queue`] | claims that share their writes |
 //! | `detect` | addresses that others use, gateways that are away |
 //! | `automatic` | pools that the controller makes while a pod waits |
 //! | `master` | the device that another plugin's interface is made on |
@@ -36,7 +36,7 @@ mod ifacer;
 mod lan;
 mod master;
 mod network_status;
-mod queue;
+pub mod queue;
 mod refresh;
 mod remove;
 mod result;

@@ -13,11 +13,12 @@ use crate::catalog::AnyStore;
 
 /// Claims that wait, by Network.
 #[derive(Debug, Default)]
-pub(super) struct ClaimQueue {
+pub struct ClaimQueue {
     waiting: Mutex<HashMap<String, Vec<Waiting>>>,
 }
 
-type Outcome = Result<Vec<Claim>, ClaimError>;
+/// What becomes of one caller.
+pub type Outcome = Result<Vec<Claim>, ClaimError>;
 
 #[derive(Debug)]
 struct Waiting {
@@ -27,12 +28,10 @@ struct Waiting {
 
 impl ClaimQueue {
     /// Claims an address for each request, all or none.
-    pub(super) async fn claim(
-        &self,
-        store: &AnyStore,
-        network: &str,
-        requests: Vec<Request>,
-    ) -> Outcome {
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub async fn claim(&self, store: &AnyStore, network: &str, requests: Vec<Request>) -> Outcome {
         let (reply, mut answer) = oneshot::channel();
         self.lock().entry(network.to_owned()).or_default().push(Waiting { requests, reply });
         let turn = store.turn(network).await;

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use agent::catalog::{Snapshot, Source};
 use agent::core::Core;
-use agent::journal::Journal;
 use anyhow::Context;
 use multinet::realm::state::{Port, Route, Via};
 use multinet::realm::{self, Attachment};
@@ -54,8 +53,7 @@ pub(crate) struct Observer {
 impl Observer {
     pub(crate) fn new(source: Source, awaited: Arc<Awaited>) -> Self {
         let state = TempDir::with_prefix("bowline-observer-").expect("a temporary directory");
-        let journal = Journal::open(state.path()).expect("an empty journal");
-        let core = Core::open(NAME.into(), source, journal).expect("an agent");
+        let core = Core::open(NAME.into(), source, state.path()).expect("an agent");
         Self { core, awaited, _state: state }
     }
 

@@ -95,7 +95,7 @@ async fn release_unknown(server: &CniServer, key: &AttachmentKey) {
         Err(e) => Err(e),
     };
     if let Err(e) = released {
-        tracing::warn!(attachment = %key, "addresses of an unknown attachment stay for now: {e}");
+        tracing::warn!(attachment = %key, "addresses of an unknown attachment stay until the next try: {e}");
         server.forget_later(key);
     }
 }
@@ -176,7 +176,7 @@ async fn free_remnants(server: &CniServer, all: bool) {
     match addresses::free_remnants(&store, &server.core.node, known, all).await {
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "freed addresses that a cut-off ADD had claimed"),
-        Err(e) => tracing::warn!("addresses of cut-off ADDs stay for now: {e}"),
+        Err(e) => tracing::warn!("addresses of cut-off ADDs stay until the next try: {e}"),
     }
 }
 

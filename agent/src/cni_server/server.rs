@@ -307,7 +307,7 @@ impl CniServer {
             return;
         };
         if let Err(why) = firewall.put_in_force(&self.core).await {
-            tracing::warn!(attachment = %attachment.key, "its host ports stay for now: {why}");
+            tracing::warn!(attachment = %attachment.key, "its host ports stay until the next try: {why}");
         }
     }
 
@@ -349,7 +349,7 @@ impl CniServer {
                 let store = self.core.catalog.store();
                 let these: Vec<_> = claims.iter().collect();
                 if let Err(e) = addresses::confirm(&store, &network, &these).await {
-                    tracing::warn!(network, "addresses stay intents for now: {e}");
+                    tracing::warn!(network, "addresses stay intents until the next try: {e}");
                     self.unconfirmed().extend(claims);
                 }
             }

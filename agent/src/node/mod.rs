@@ -89,7 +89,7 @@ pub async fn keep_untainted(core: Arc<Core>) {
                     }
                 }
                 Err(why) => {
-                    tracing::warn!("the taint {NOT_READY} stays for now: {why}");
+                    tracing::warn!("the taint {NOT_READY} stays until the next try: {why}");
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }

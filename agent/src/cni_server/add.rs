@@ -471,7 +471,10 @@ impl Add<'_> {
             .collect();
         let store = self.server.core.catalog.store();
         if let Err(e) = addresses::give_back(&store, &self.key.container_id, &fresh).await {
-            tracing::error!(sandbox = self.key.container_id, "addresses stay claimed until the next try: {e}");
+            tracing::error!(
+                sandbox = self.key.container_id,
+                "addresses stay claimed until the next try: {e}"
+            );
         }
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// After the last frame was sent, receivers are polled until nothing came for so long.
 const QUIET_NS: u64 = 20_000_000;
+/// A full ring is emptied sooner than a nap ends: so long both ends stay awake.
+const SPIN_NS: u64 = 50_000;
 const CHECK_EVERY_NS: u64 = 10_000_000;
 const PROGRESS_EVERY_NS: u64 = 1_000_000_000;
 
@@ -27,7 +29,7 @@ pub struct Plan {
     pub burst_frames: usize,
     /// How long to wait for frames under way after the last was sent.
     pub drain: Duration,
-    /// Spin when idle instead of sleeping a tenth of a millisecond.
+    /// Always spin, instead of sleeping a tenth of a millisecond when nothing moves.
     pub busy: bool,
     /// A line per second on standard error.
     pub progress: bool,
@@ -129,13 +131,16 @@ impl Run<'_> {
     fn main_phase(&mut self) -> anyhow::Result<()> {
         let pace = Pace::new(self.start_ns, self.plan.rate_pps, self.plan.count);
         let deadline_ns = self.plan.duration.map(|d| self.start_ns + d.as_nanos() as u64);
+        let mut moved_ns = self.start_ns;
         loop {
             let now = now_ns();
             if deadline_ns.is_some_and(|d| now >= d) || self.is_done(now)? {
                 return Ok(());
             }
             let moved = self.send_burst(&pace, now)? + self.poll()?;
-            if moved == 0 && !self.plan.busy {
+            if moved > 0 {
+                moved_ns = now;
+            } else if !self.plan.busy && now - moved_ns > SPIN_NS {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }

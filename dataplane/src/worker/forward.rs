@@ -38,16 +38,22 @@ impl State {
                 continue;
             }
             let end = train.end.max(at + 1);
+            let mut last = None;
             for (at, &verdict) in (at..end).zip(&verdicts[at..end]) {
+                // All queues of an interface are one account: it is settled before another's turn.
+                if last.is_some_and(|(iface, _)| iface != self.burst.meta(at).out) {
+                    self.charge_sink(tables, last.take());
+                }
                 let sent = self.follow(tables, at, verdict, index);
                 let fate = Fate::of(verdict, iface.kind, sent.is_some());
                 account.count(fate);
                 sinks.note(sent);
-                self.charge_sink(tables, sent);
+                last = sent.or(last);
                 if iface.kind == IfaceKind::Uplink {
                     self.decapsulated(tables, at, fate);
                 }
             }
+            self.charge_sink(tables, last);
             at = end;
         }
         account.flush(&iface.counters[self.id]);

@@ -91,7 +91,10 @@ fn a_worker_that_spins_wants_no_signals() {
 #[test]
 fn a_worker_that_sleeps_is_woken_and_then_wants_no_more() {
     let mut lab = lab("adaptive", Polling::Adaptive);
-    let worker = lab.worker.take().expect("a worker");
+    let mut worker = lab.worker.take().expect("a worker");
+    // From here on only a sleep makes it ask for signals.
+    worker.turn();
+    assert!(!lab.tx.needs_wakeup());
     let thread = std::thread::spawn(move || worker.run());
     wait("the worker to sleep", || lab.tx.needs_wakeup());
     wait("the worker to spin under load", || {

@@ -155,9 +155,10 @@ pub(crate) struct SignalMeter {
 const SUSPECT_WALL: Duration = Duration::from_micros(25);
 /// How many signals are then compared.
 const SUSPECT_SIGNALS: u8 = 64;
-/// Longer than the signal beside it.
-const SLOW: Duration = Duration::from_micros(15);
-const VERY_SLOW: Duration = Duration::from_micros(300);
+/// Longer than the signal beside it. To wake an honest sleeper on another virtual core takes up to some
+/// 30 microseconds of our time.
+const SLOW: Duration = Duration::from_micros(100);
+const VERY_SLOW: Duration = Duration::from_millis(1);
 const VERY_SLOW_WEIGHT: u8 = 4;
 /// So many are no accident.
 const CONVICTED: u8 = 16;

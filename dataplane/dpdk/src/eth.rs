@@ -76,6 +76,8 @@ impl Drop for Port {
 pub struct EthDev {
     port: Arc<Port>,
     configured: Option<Configured>,
+    /// Its queues did not come up.
+    spoiled: bool,
     before: Before,
 }
 
@@ -213,7 +215,7 @@ impl EthDev {
             return Err(failed(ret));
         }
         let port = Arc::new(Port { id, name: name.to_owned(), pool, home: Home::here() });
-        Ok(Self { port, configured: None, before })
+        Ok(Self { port, configured: None, spoiled: false, before })
     }
 
     /// The device's name.
@@ -251,24 +253,27 @@ impl EthDev {
         Ok(raw)
     }
 
-    /// Sets up queues and switches on what the device can do for us. Once, before [`Self::start`].
+    /// Sets up queues and switches on what the device can do for us. Once, before [`Self::start`]:
+    /// a device whose queues did not come up must be probed anew, under another name.
     ///
     /// # Errors
     /// [`Error::Unsupported`] with the limit, or [`Error::Device`] with the driver's answer.
     pub fn configure(&mut self, config: &EthConfig) -> Result<Offloads, Error> {
+        if self.spoiled {
+            return Err(Error::Device {
+                device: self.port.name.clone(),
+                operation: "setting up its queues",
+                reason: "it failed before; probe it again".to_owned(),
+            });
+        }
         let info = self.raw_info()?;
         self.within("rx_queues", config.rx_queues, info.max_rx_queues)?;
         self.within("tx_queues", config.tx_queues, info.max_tx_queues)?;
         let mut conf = device_conf(config, &info, self.port.pool.data_bytes());
-        self.port.home.run(|| {
-            let set_up = self.set_up(config, &conf);
-            if set_up.is_err() && conf.rx_interrupts != 0 {
-                // Some drivers refuse receive interrupts here rather than say they have none.
-                conf.rx_interrupts = 0;
-                self.set_up(config, &conf)?;
-            } else {
-                set_up?;
-            }
+        let port = Arc::clone(&self.port);
+        port.home.run(|| {
+            self.switch_on(&mut conf)?;
+            self.set_up_queues(config, &conf)?;
             let Some(mtu) = config.mtu else { return Ok(()) };
             // SAFETY: the port exists and is configured.
             let ret = unsafe { sys::rte_eth_dev_set_mtu(self.port.id, mtu) };
@@ -292,22 +297,42 @@ impl EthDev {
         })
     }
 
-    fn set_up(&self, config: &EthConfig, conf: &sys::bl_eth_conf) -> Result<(), Error> {
-        let pool = self.port.pool.as_ptr();
+    fn switch_on(&self, conf: &mut sys::bl_eth_conf) -> Result<(), Error> {
+        // SAFETY: the port exists and is stopped.
+        let mut ret = unsafe { sys::bl_eth_configure(self.port.id, conf) };
+        if ret < 0 && conf.rx_interrupts != 0 {
+            // Some drivers refuse receive interrupts here rather than say they have none.
+            conf.rx_interrupts = 0;
+            // SAFETY: as above.
+            ret = unsafe { sys::bl_eth_configure(self.port.id, conf) };
+        }
+        self.port.check(ret, "configuring it")
+    }
+
+    fn set_up_queues(&mut self, config: &EthConfig, conf: &sys::bl_eth_conf) -> Result<(), Error> {
+        let Port { id, pool, .. } = &*self.port;
         // SAFETY: the port exists and is stopped; the pool outlives it (Port holds it).
-        unsafe {
-            let ret = sys::bl_eth_configure(self.port.id, conf);
-            self.port.check(ret, "configuring it")?;
-            let socket = sys::rte_eth_dev_socket_id(self.port.id);
-            let ret = sys::bl_eth_queue_setup(
-                self.port.id,
-                conf,
-                config.rx_descriptors,
-                config.tx_descriptors,
-                socket,
-                pool,
-            );
-            self.port.check(ret, "setting up its queues")
+        let ret = unsafe {
+            let socket = sys::rte_eth_dev_socket_id(*id);
+            let (rx, tx) = (config.rx_descriptors, config.tx_descriptors);
+            sys::bl_eth_queue_setup(*id, conf, rx, tx, socket, pool.as_ptr())
+        };
+        let outcome = self.port.check(ret, "setting up its queues");
+        if outcome.is_err() {
+            self.spoil();
+        }
+        outcome
+    }
+
+    /// The af_xdp driver (seen with 22.11) is left in pieces by a queue that does not come up. A
+    /// second attempt would number the entries of its new fill ring on from those of the lost one:
+    /// the kernel reads entries that nobody wrote, and puts frames where no buffer is. Closing it
+    /// writes to memory that it has freed, and would not release queues that did come up: it stays
+    /// as it is, until the process ends.
+    fn spoil(&mut self) {
+        self.spoiled = true;
+        if self.info().is_ok_and(|info| info.driver == "net_af_xdp") {
+            std::mem::forget(Arc::clone(&self.port));
         }
     }
 

@@ -344,6 +344,46 @@ fn af_xdp_crosses_a_veth() {
     crosses_a_veth("net_af_xdp", &pool());
 }
 
+/// Moves an interface away and back, upon which the kernel unbinds the XDP sockets of its queues.
+fn unbind(interface: &str) {
+    let here = std::fs::read_link("/proc/thread-self").expect("/proc");
+    let here = format!("/proc/{}/ns/net", here.display());
+    let away = format!("bwt{}", std::process::id());
+    ip(&format!("netns add {away}"));
+    ip(&format!("link set {interface} netns {away}"));
+    ip(&format!("-n {away} link set {interface} netns {here}"));
+    ip(&format!("link set {interface} up"));
+    ip(&format!("netns del {away}"));
+}
+
+/// The af_xdp driver numbers the buffers of a second attempt on from those of the first, in a ring
+/// that is new: the kernel would read entries that nobody wrote, and put frames where no buffer is.
+#[test]
+fn a_device_whose_queues_failed_is_not_set_up_again_and_the_next_one_is_whole() {
+    let _guard = one_at_a_time();
+    let pool = pool();
+    in_namespace(|| {
+        let holder = open("net_af_xdp", "right", &pool);
+        let mut second = EthDev::probe(eal(), "net_af_xdp_second,iface=right", Arc::clone(&pool))
+            .expect("probe");
+        let config = EthConfig::default();
+        let taken = second.configure(&config).expect_err("the queue is taken").to_string();
+        assert!(taken.contains("setting up its queues"), "{taken}");
+        unbind("right");
+        drop(holder);
+        let again = second.configure(&config).expect_err("not a second time").to_string();
+        assert!(again.contains("probe it again"), "{again}");
+        drop(second);
+
+        let (mut rx, _tx, _device) = open("net_af_xdp", "right", &pool);
+        let (_rx, mut tx, _left) = open("net_af_packet", "left", &pool);
+        let sent: Vec<Vec<u8>> = (0..100_u8).map(|n| frame(n, 60 + 14 * usize::from(n))).collect();
+        for _ in 0..50 {
+            assert_eq!(one_round(&sent, &pool, &mut tx[0], &mut rx[0]), sent);
+        }
+    });
+}
+
 #[test]
 fn the_software_dma_device_copies() {
     let mut dev = DmaDev::probe(eal(), "dma_skeleton", 256).expect("probe");

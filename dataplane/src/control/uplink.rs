@@ -212,8 +212,8 @@ pub fn open_all(
     let _ = no_huge;
     let mut ports = Vec::new();
     let mut opened = Vec::new();
-    for (number, request) in requests.iter().enumerate() {
-        match open(request, number, workers, state_dir) {
+    for request in requests {
+        match open(request, workers, state_dir) {
             Ok((port, held)) => {
                 tracing::info!(uplink = request.name, driver = request.driver, "uplink ready");
                 ports.push(port);
@@ -233,12 +233,7 @@ pub fn open_all(
     Ok((ports, opened))
 }
 
-fn open(
-    request: &Request,
-    number: usize,
-    workers: u16,
-    state_dir: &Path,
-) -> Result<(UplinkPort, Opened), Error> {
+fn open(request: &Request, workers: u16, state_dir: &Path) -> Result<(UplinkPort, Opened), Error> {
     let purpose = match request.driver.as_str() {
         "packet" => Use::Packet,
         "net_af_packet" => Use::AfPacket,
@@ -252,7 +247,7 @@ fn open(
     let mut taken = takeover::begin(&spec, state_dir)?;
     let queues = match (purpose, &taken.moved) {
         (Use::Packet, Some(moved)) => open_packet(request, moved, workers),
-        (_, Some(moved)) => open_moved(request, number, moved, taken.mtu, workers),
+        (_, Some(moved)) => open_moved(request, moved, taken.mtu, workers),
         (_, None) => open_pci(request, taken.mtu, workers),
     };
     let (rx, tx, opened) = match queues {
@@ -292,7 +287,7 @@ fn open_packet(request: &Request, moved: &Moved, workers: u16) -> Result<Queues,
 }
 
 #[cfg(not(feature = "dpdk"))]
-fn open_moved(request: &Request, _: usize, _: &Moved, _: u32, _: u16) -> Result<Queues, Error> {
+fn open_moved(request: &Request, _: &Moved, _: u32, _: u16) -> Result<Queues, Error> {
     Err(Error::NoDpdk { name: request.name.clone() })
 }
 
@@ -310,16 +305,14 @@ fn open_device(request: &Request, _: u16) -> Result<(UplinkPort, Opened), Error>
 #[cfg(feature = "dpdk")]
 fn open_moved(
     request: &Request,
-    number: usize,
     moved: &Moved,
     mtu_bytes: u32,
     workers: u16,
 ) -> Result<Queues, Error> {
     let mtu = device::check_mtu(request, mtu_bytes)?;
     let attempt = |queues: u16| {
-        let arguments = device::arguments(request, number, queues);
         // The drivers find the interface by its name: from inside its namespace.
-        let work = || device::start(request, &arguments, queues, mtu);
+        let work = || device::start(request, || device::arguments(request, queues), queues, mtu);
         crate::sys::netns::run_in(moved.netns.as_fd(), work)
             .map_err(|source| Error::Namespace { name: request.name.clone(), source })
             .flatten()
@@ -336,7 +329,7 @@ fn open_moved(
 #[cfg(feature = "dpdk")]
 fn open_pci(request: &Request, mtu_bytes: u32, workers: u16) -> Result<Queues, Error> {
     let mtu = u16::try_from(mtu_bytes).unwrap_or(u16::MAX);
-    let started = device::start(request, &request.device_arguments(), workers, mtu)?;
+    let started = device::start(request, || request.device_arguments(), workers, mtu)?;
     Ok(started.into_queues())
 }
 
@@ -344,7 +337,7 @@ fn open_pci(request: &Request, mtu_bytes: u32, workers: u16) -> Result<Queues, E
 #[cfg(feature = "dpdk")]
 fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), Error> {
     const MTU_BYTES: u16 = 1500;
-    let started = device::start(request, &request.device_arguments(), workers, MTU_BYTES)?;
+    let started = device::start(request, || request.device_arguments(), workers, MTU_BYTES)?;
     let mac = started.device.mac().map_err(device::failed(request))?;
     let (host_tap, mac) = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
     let port = UplinkPort {
@@ -366,6 +359,7 @@ fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), 
 #[cfg(feature = "dpdk")]
 mod device {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use dpdk::{Eal, EalOptions, EthConfig, EthDev, Mempool, MempoolConfig};
 
@@ -443,8 +437,11 @@ mod device {
         })
     }
 
-    /// Device arguments for a driver on a kernel interface.
-    pub(super) fn arguments(request: &Request, number: usize, queues: u16) -> String {
+    /// Device arguments for a driver on a kernel interface, each time with a name that no device
+    /// of this process had.
+    pub(super) fn arguments(request: &Request, queues: u16) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let Request { name: interface, driver, .. } = request;
         let ours = if driver == "net_af_packet" {
             // Its sockets share the NIC's flows, used or not: as many as there are workers.
@@ -464,7 +461,7 @@ mod device {
     /// Brings a device up with as many queues as workers, or as it has.
     pub(super) fn start(
         request: &Request,
-        arguments: &str,
+        arguments: impl Fn() -> String,
         workers: u16,
         mtu: u16,
     ) -> Result<Started, Error> {
@@ -479,27 +476,17 @@ mod device {
             ..MempoolConfig::default()
         };
         let pool = Arc::new(Mempool::new(eal, &pool).map_err(&failed)?);
-        let mut device = EthDev::probe(eal, arguments, Arc::clone(&pool)).map_err(&failed)?;
-        let info = device.info().map_err(&failed)?;
-        let config = EthConfig {
-            rx_queues: workers.min(info.max_rx_queues),
-            tx_queues: workers.min(info.max_tx_queues),
-            // The socket drivers have none, but sockets to wait on.
-            rx_interrupts: !request.driver.starts_with("net_af_"),
-            // The others have the MTU of what is below them.
-            mtu: request.is_pci().then_some(mtu),
-            ..EthConfig::default()
-        };
-        let mut configured = device.configure(&config);
+        let attempt = || configured(eal, request, &arguments(), workers, mtu, &pool);
+        let mut device = attempt();
         for _ in 1..XDP_ATTEMPTS {
-            if configured.is_ok() || request.driver != "net_af_xdp" {
+            if device.is_ok() || request.driver != "net_af_xdp" {
                 break;
             }
             // The kernel takes a moment to release the queue of a process that was killed.
             std::thread::sleep(XDP_PAUSE);
-            configured = device.configure(&config);
+            device = attempt();
         }
-        configured.map_err(&failed)?;
+        let mut device = device.map_err(&failed)?;
         let (rx, tx) = device.start().map_err(&failed)?;
         // The node's stack has joined groups on the host tap that the NIC knows nothing of.
         if let Err(error) = device.set_all_multicast()
@@ -513,6 +500,28 @@ mod device {
             .map(|queue| Tx::Eth(EthTx::new(queue, Arc::clone(&pool), mtu)))
             .collect();
         Ok(Started { device, rx, tx })
+    }
+
+    fn configured(
+        eal: Eal,
+        request: &Request,
+        arguments: &str,
+        queues: u16,
+        mtu: u16,
+        pool: &Arc<Mempool>,
+    ) -> Result<EthDev, dpdk::Error> {
+        let mut device = EthDev::probe(eal, arguments, Arc::clone(pool))?;
+        let info = device.info()?;
+        device.configure(&EthConfig {
+            rx_queues: queues.min(info.max_rx_queues),
+            tx_queues: queues.min(info.max_tx_queues),
+            // The socket drivers have none, but sockets to wait on.
+            rx_interrupts: !request.driver.starts_with("net_af_"),
+            // The others have the MTU of what is below them.
+            mtu: request.is_pci().then_some(mtu),
+            ..EthConfig::default()
+        })?;
+        Ok(device)
     }
 }
 

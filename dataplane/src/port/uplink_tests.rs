@@ -344,8 +344,7 @@ const READY: &str = "the uplink is open";
 
 fn open_uplink(text: &str, state: &std::path::Path) -> Result<(UplinkPort, Opened), uplink::Error> {
     let request: Request = text.parse().expect("an uplink");
-    // In huge pages net_af_xdp crashes after another DPDK port of the same process: docs/uplinks.md.
-    let (mut ports, mut opened) = uplink::open_all(&[request], 1, state, true)?;
+    let (mut ports, mut opened) = uplink::open_all(&[request], 1, state, false)?;
     Ok((ports.pop().expect("one"), opened.pop().expect("one")))
 }
 

@@ -142,13 +142,16 @@ impl Drop for Notifier {
 /// wait for it thousands of times over. One slow signal makes a peer suspect. Each of its next
 /// signals is then compared with one to an eventfd that nobody waits for, both in processor time of
 /// this thread: interrupts slow both alike, preemption neither. Only a peer whose signals are slow
-/// again and again, while those beside them are not, is convicted.
+/// again and again, while those beside them are not, is convicted. How slow that is goes by the fastest
+/// signal to nobody: what a machine needs to wake somebody grows with what it needs for a system call.
 #[derive(Debug, Default)]
 pub(crate) struct SignalMeter {
     /// Signals to compare yet.
     suspect: u8,
     /// Slow ones less fast ones; the very slow count several times.
     slow: u8,
+    /// The least that a signal to nobody took since the peer is suspect.
+    nobody: Duration,
 }
 
 /// What makes a signal worth a closer look.
@@ -156,9 +159,12 @@ const SUSPECT_WALL: Duration = Duration::from_micros(25);
 /// How many signals are then compared.
 const SUSPECT_SIGNALS: u8 = 64;
 /// Longer than the signal beside it. To wake an honest sleeper on another virtual core takes up to some
-/// 30 microseconds of our time.
+/// 30 microseconds of our time where a signal to nobody takes one or two.
 const SLOW: Duration = Duration::from_micros(100);
-const VERY_SLOW: Duration = Duration::from_millis(1);
+/// The same in signals to nobody, for slower machines: the larger of the two counts.
+const SLOW_SIGNALS: u32 = 50;
+/// Times slow.
+const VERY_SLOW: u32 = 10;
 const VERY_SLOW_WEIGHT: u8 = 4;
 /// So many are no accident.
 const CONVICTED: u8 = 16;
@@ -187,16 +193,18 @@ impl SignalMeter {
 
     fn saw_wall(&mut self, time: Duration) {
         if time >= SUSPECT_WALL {
-            (self.suspect, self.slow) = (SUSPECT_SIGNALS, 0);
+            *self = Self { suspect: SUSPECT_SIGNALS, slow: 0, nobody: Duration::MAX };
         }
     }
 
     fn compare(&mut self, peer: Duration, nobody: Duration) -> bool {
         self.suspect -= 1;
+        self.nobody = self.nobody.min(nobody);
+        let slow = SLOW.max(self.nobody * SLOW_SIGNALS);
         let excess = peer.saturating_sub(nobody);
-        self.slow = if excess >= VERY_SLOW {
+        self.slow = if excess >= slow * VERY_SLOW {
             self.slow.saturating_add(VERY_SLOW_WEIGHT)
-        } else if excess >= SLOW {
+        } else if excess >= slow {
             self.slow.saturating_add(1)
         } else {
             self.slow.saturating_sub(1)
@@ -243,7 +251,7 @@ mod tests {
         let fast = Duration::from_micros(2);
         let mut meter = SignalMeter::default();
         meter.saw_wall(Duration::from_millis(10));
-        assert!(!meter.compare(VERY_SLOW * 100, fast), "once");
+        assert!(!meter.compare(SLOW * VERY_SLOW * 100, fast), "once");
         for _ in 1..SUSPECT_SIGNALS {
             assert!(!meter.compare(fast, fast));
         }
@@ -263,6 +271,23 @@ mod tests {
             assert!(!meter.compare(slow, slow), "both are slow");
             assert!(!meter.compare(SLOW, Duration::ZERO), "every other one");
         }
+    }
+
+    /// Ten times as slow in everything: waking a sleeper as well.
+    #[test]
+    fn limits_go_by_what_the_machine_shows() {
+        let (nobody, sleeper) = (Duration::from_micros(20), Duration::from_micros(320));
+        let mut meter = SignalMeter::default();
+        meter.saw_wall(sleeper);
+        for _ in 0..SUSPECT_SIGNALS {
+            assert!(!meter.compare(sleeper, nobody), "an honest sleeper");
+        }
+        meter.saw_wall(sleeper);
+        // One signal to nobody that an interrupt lengthened does not raise the limit.
+        let crowd = nobody * (SLOW_SIGNALS + 1);
+        assert!(!meter.compare(crowd, nobody));
+        assert!(!meter.compare(crowd, nobody * 40));
+        assert!((2..=CONVICTED + 2).any(|_| meter.compare(crowd, nobody)), "a crowd is convicted");
     }
 
     #[test]

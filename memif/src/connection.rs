@@ -149,14 +149,14 @@ impl Connection {
         }
     }
 
-    /// Whether the connection is spoilt; then [`cause`](Self::cause) says by what, where it is known.
+    /// Whether the connection is spoilt; then [`cause`](Self::cause) says by what.
     #[inline]
     #[must_use]
     pub fn poisoned(&self) -> bool {
         self.regions.health.poisoned()
     }
 
-    /// Why it is spoilt; a violation in a ring is known to the queue's owner alone.
+    /// Why it is spoilt.
     #[must_use]
     pub fn cause(&self) -> Option<Violation> {
         self.regions.health.cause()

@@ -96,6 +96,11 @@ pub enum RegionError {
     /// The file can be truncated under us.
     #[error("not sealed against shrinking (seals {0:#x}), which this interface requires")]
     Unsealed(i32),
+    /// Pages can be taken out of the file under us.
+    #[error(
+        "cannot be sealed against holes (seals {0:#x}), which this interface requires: leave F_SEAL_SEAL out"
+    )]
+    Holes(i32),
     /// Claimed size is zero or beyond the file.
     #[error("claims {claimed_bytes} bytes, the file has {file_bytes}")]
     Size {

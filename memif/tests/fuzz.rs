@@ -1,6 +1,5 @@
-//! Random peers: a short run with every `cargo test`. `cargo +nightly bolero test NAME -p memif
-//! --profile release --sanitizer NONE` goes on for as long as wanted, guided by coverage; what it
-//! finds goes to `__fuzz__`, with which every later run begins.
+//! Random peers: the corpus and a short random run with every `cargo test`. `make fuzz` goes on for as long
+//! as wanted, guided by coverage; what it finds goes to `__fuzz__`, with which every later run begins.
 
 mod common;
 
@@ -366,7 +365,8 @@ fn memory_of_a_hostile_client() {
     let listener = std::sync::Mutex::new(listener(&name));
     check!().with_iterations(3000).with_max_len(2048).with_type::<Vec<Step>>().for_each(|steps| {
         let mut listener = listener.lock().unwrap();
-        let answer = Answer::Accept(offer());
+        // Else the file could not be written.
+        let answer = Answer::Accept(Offer { require_sealed: false, ..offer() });
         let file = memory(REGION_BYTES, true);
         let (rogue, mut connection) =
             Rogue::establish(&name, &mut listener, &answer, file, LOG2 as u8);
@@ -388,7 +388,7 @@ fn memory_of_a_hostile_server() {
         let mut listener = listener.lock().unwrap();
         let mut config = ClientConfig::new(Address::Abstract(name.clone()), 0);
         config.log2_ring_size = LOG2 as u8;
-        let answer = Answer::Accept(Offer::default());
+        let answer = Answer::Accept(Offer { require_sealed: false, ..offer() });
         let (server, mut client) = connect(&mut listener, &mut Connector::new(config), &answer);
         let (mut rx, mut tx) = client.take_queues();
         // The server's way in is the mapping's own file, which this process can open.

@@ -3,13 +3,16 @@
 
 mod common;
 
-use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory};
+use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory, ring};
 use common::{listener, offer, unique_name, wait_for};
+use memif::wire::Message;
 use memif::{
     Answer, FaultMeter, MAX_RX_SEGS, Notifier, Offer, Reserved, RxBurst, RxQueue, TxQueue, TxSegs,
     Violation,
 };
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 const LOG2: u8 = 6;
@@ -26,6 +29,11 @@ fn rogue(offer: Offer, sealable: bool) -> (Rogue, RxQueue, TxQueue) {
     (rogue, rx.remove(0), tx.remove(0))
 }
 
+/// Takes memory that stays writable through its file, as these tests write.
+fn lenient() -> Offer {
+    Offer { require_sealed: false, ..offer() }
+}
+
 fn claim(rx: &mut RxQueue) -> Result<usize, Violation> {
     let mut burst = RxBurst::new(64);
     let result = rx.claim(64, &mut burst);
@@ -35,21 +43,23 @@ fn claim(rx: &mut RxQueue) -> Result<usize, Violation> {
 
 /// The S2M descriptor must be refused with this violation.
 fn receive_refused(descriptor: (u16, u16, u32, u32), expected: Violation) {
-    let (rogue, mut rx, tx) = rogue(offer(), true);
+    let (rogue, mut rx, tx) = rogue(lenient(), true);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
     rogue.set_descriptor(S2M_AT, 1, descriptor);
     rogue.set_head(S2M_AT, 2);
     assert_eq!(claim(&mut rx), Err(expected));
     assert!(rx.poisoned() && tx.poisoned(), "every queue of the connection knows");
+    assert_eq!((rx.cause(), tx.cause()), (Some(expected), Some(expected)));
 }
 
 /// The M2S descriptor must be refused with this violation.
 fn send_refused(descriptor: (u16, u16, u32, u32), expected: Violation) {
-    let (rogue, rx, mut tx) = rogue(offer(), true);
+    let (rogue, rx, mut tx) = rogue(lenient(), true);
     rogue.set_descriptor(M2S_AT, 0, descriptor);
     rogue.set_head(M2S_AT, 1);
     assert_eq!(tx.send(&[0xAA; 60]), Err(expected));
     assert!(rx.poisoned() && tx.poisoned());
+    assert_eq!((rx.cause(), tx.cause()), (Some(expected), Some(expected)));
 }
 
 #[test]
@@ -68,7 +78,7 @@ fn receive_descriptors_outside_the_regions() {
     let zero = Violation::Length { slot: 1, len_bytes: 0, min_bytes: 1 };
     receive_refused((0, 0, 0, BUFFERS_AT), zero);
     // The last byte of a region is still inside.
-    let (rogue, mut rx, _) = rogue(offer(), true);
+    let (rogue, mut rx, _) = rogue(lenient(), true);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, last));
     rogue.set_head(S2M_AT, 1);
     assert_eq!(claim(&mut rx), Ok(1));
@@ -90,7 +100,7 @@ fn send_descriptors_outside_the_regions() {
 
 #[test]
 fn a_bad_buffer_in_a_chain_is_found_before_a_byte_is_written() {
-    let (rogue, _, mut tx) = rogue(offer(), true);
+    let (rogue, _, mut tx) = rogue(lenient(), true);
     rogue.set_descriptor(M2S_AT, 0, (0, 0, 64, BUFFERS_AT));
     rogue.set_descriptor(M2S_AT, 1, (0, 9, 64, BUFFERS_AT));
     rogue.set_head(M2S_AT, 2);
@@ -100,7 +110,7 @@ fn a_bad_buffer_in_a_chain_is_found_before_a_byte_is_written() {
 
 #[test]
 fn huge_lengths_are_dropped_frames() {
-    let (rogue, mut rx, _) = rogue(offer(), true);
+    let (rogue, mut rx, _) = rogue(lenient(), true);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 65000, BUFFERS_AT));
     rogue.set_descriptor(S2M_AT, 1, (0, 0, 60, BUFFERS_AT));
     rogue.set_head(S2M_AT, 2);
@@ -115,24 +125,24 @@ fn huge_lengths_are_dropped_frames() {
 #[test]
 fn impossible_indexes() {
     let index = |peer, ours, held| Violation::Index { peer, ours, held, ring_slots: 64 };
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     r.set_head(S2M_AT, 40000);
     assert_eq!(claim(&mut rx), Err(index(40000, 0, 0)));
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     r.set_head(S2M_AT, SLOTS + 1);
     assert_eq!(claim(&mut rx), Err(index(65, 0, 0)));
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     r.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
     r.set_descriptor(S2M_AT, 1, (0, 0, 60, BUFFERS_AT));
     r.set_head(S2M_AT, 2);
     assert_eq!(claim(&mut rx), Ok(2));
     r.set_head(S2M_AT, 1);
     assert_eq!(claim(&mut rx), Err(index(1, 0, 2)), "backwards behind what is claimed");
-    let (r, _, mut tx) = rogue(offer(), true);
+    let (r, _, mut tx) = rogue(lenient(), true);
     r.set_head(M2S_AT, 30000);
     assert_eq!(tx.free(), Err(index(30000, 0, 0)));
     assert_eq!(tx.reserve(60, &mut TxSegs::new()), Err(index(30000, 0, 0)));
-    let (r, _, mut tx) = rogue(offer(), true);
+    let (r, _, mut tx) = rogue(lenient(), true);
     for slot in 0..2 {
         r.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT));
     }
@@ -144,7 +154,7 @@ fn impossible_indexes() {
 
 #[test]
 fn our_own_index_is_never_read_back() {
-    let (rogue, mut rx, mut tx) = rogue(offer(), true);
+    let (rogue, mut rx, mut tx) = rogue(lenient(), true);
     for slot in 0..4 {
         rogue.set_descriptor(S2M_AT, slot, (0, 0, 60, BUFFERS_AT));
         rogue.set_descriptor(M2S_AT, slot, (0, 0, 2048, BUFFERS_AT + 4096));
@@ -176,16 +186,16 @@ fn chains_end() {
         rogue.set_head(S2M_AT, slots as u16);
     };
     // A ring that is one chain.
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     chain(&r, u32::from(SLOTS));
     let endless = |slots| Err(Violation::EndlessChain { slot: 0, slots });
     assert_eq!(claim(&mut rx), endless(SLOTS));
     // Longer than any frame and still not ended: looking again would only cost time.
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     chain(&r, MAX_RX_SEGS as u32 + 1);
     assert_eq!(claim(&mut rx), endless(MAX_RX_SEGS as u16 + 1));
     // The same length with an end is a frame, but oversize.
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     chain(&r, MAX_RX_SEGS as u32 + 1);
     r.set_descriptor(S2M_AT, MAX_RX_SEGS as u32, (0, 0, 64, BUFFERS_AT));
     let mut burst = RxBurst::new(8);
@@ -193,7 +203,7 @@ fn chains_end() {
     let frame = burst.frames()[0];
     assert_eq!((frame.is_oversize(), frame.n_slots), (true, MAX_RX_SEGS as u16 + 1));
     // Sixteen are fine.
-    let (r, mut rx, _) = rogue(offer(), true);
+    let (r, mut rx, _) = rogue(lenient(), true);
     chain(&r, MAX_RX_SEGS as u32);
     r.set_descriptor(S2M_AT, MAX_RX_SEGS as u32 - 1, (0, 0, 64, BUFFERS_AT));
     assert_eq!(rx.claim(8, &mut burst), Ok(1));
@@ -202,7 +212,7 @@ fn chains_end() {
 
 #[test]
 fn an_unfinished_chain_waits_but_not_for_ever() {
-    let (rogue, mut rx, _) = rogue(offer(), true);
+    let (rogue, mut rx, _) = rogue(lenient(), true);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
     rogue.set_descriptor(S2M_AT, 1, (1, 0, 60, BUFFERS_AT));
     rogue.set_head(S2M_AT, 2);
@@ -226,8 +236,7 @@ fn an_unfinished_chain_waits_but_not_for_ever() {
 #[test]
 fn truncated_memory_is_contained() {
     memif::sigbus::install().unwrap();
-    let offer = Offer { require_sealed: false, ..offer() };
-    let (rogue, mut rx, mut tx) = rogue(offer, false);
+    let (rogue, mut rx, mut tx) = rogue(lenient(), false);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 1500, BUFFERS_AT));
     rogue.set_head(S2M_AT, 1);
     let mut burst = RxBurst::new(8);
@@ -248,15 +257,44 @@ fn truncated_memory_is_contained() {
 
 #[test]
 fn sealed_memory_cannot_be_truncated() {
-    let (rogue, rx, _tx) = rogue(offer(), true);
-    let refused = rogue.file.set_len(0).unwrap_err();
-    assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "we sealed it ourselves");
-    assert!(!rx.poisoned());
+    for offer in [offer(), lenient()] {
+        let (rogue, rx, _tx) = rogue(offer, true);
+        let refused = rogue.file.set_len(0).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "we sealed it ourselves");
+        assert!(!rx.poisoned());
+    }
+}
+
+/// Where memory must be sealed its owner cannot take pages out either, in no way that there is.
+#[test]
+fn sealed_memory_has_no_holes() {
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let file = memory(REGION_BYTES, true);
+    let bytes = std::num::NonZeroUsize::new(REGION_BYTES as usize).unwrap();
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let own = unsafe { mmap(None, bytes, access, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+    let answer = Answer::Accept(offer());
+    let (rogue, connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    assert_eq!(fallocate(&rogue.file, hole, 0, 4096), Err(nix::Error::EPERM));
+    // SAFETY: the range was mapped above and nothing of ours lies in it.
+    let removed = unsafe { madvise(own, bytes.get(), MmapAdvise::MADV_REMOVE) };
+    assert_eq!(removed, Err(nix::Error::EPERM));
+    // What it has mapped it can still write, as every client does.
+    // SAFETY: as above.
+    unsafe { own.cast::<u8>().as_ptr().add(BUFFERS_AT as usize).write_volatile(7) };
+    assert_eq!(rogue.get_u16(BUFFERS_AT), 7);
+    // SAFETY: mapped above, not used again.
+    unsafe { munmap(own, bytes.get()) }.unwrap();
+    drop(connection);
 }
 
 #[test]
 fn punching_holes_in_a_loop_is_noticed() {
-    let (rogue, mut rx, tx) = rogue(offer(), true);
+    let (rogue, mut rx, tx) = rogue(lenient(), true);
     let mut meter = FaultMeter::new();
     let mut burst = RxBurst::new(64);
     let mut buffer = [0; 64];
@@ -288,7 +326,7 @@ fn punching_holes_in_a_loop_is_noticed() {
 
 #[test]
 fn a_rewritten_descriptor_changes_nothing_after_its_claim() {
-    let (rogue, mut rx, mut tx) = rogue(offer(), true);
+    let (rogue, mut rx, mut tx) = rogue(lenient(), true);
     rogue.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
     rogue.set_descriptor(M2S_AT, 0, (0, 0, 2048, BUFFERS_AT + 4096));
     rogue.set_head(S2M_AT, 1);
@@ -311,7 +349,7 @@ fn a_rewritten_descriptor_changes_nothing_after_its_claim() {
 fn a_blocking_full_eventfd_does_not_stop_a_worker() {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use std::os::fd::AsRawFd;
-    let (rogue, rx, mut tx) = rogue(offer(), true);
+    let (rogue, rx, mut tx) = rogue(lenient(), true);
     // The file behind the descriptor is shared with the peer, which can do this at any time.
     let path = format!("/proc/self/fd/{}", tx.eventfd().as_raw_fd());
     assert!(std::fs::read_link(path).unwrap().to_string_lossy().contains("eventfd"));
@@ -337,7 +375,7 @@ fn a_blocking_full_eventfd_does_not_stop_a_worker() {
 #[test]
 fn an_eventfd_with_a_crowd_of_waiters_is_noticed() {
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-    let (rogue, rx, mut tx) = rogue(offer(), true);
+    let (rogue, rx, mut tx) = rogue(lenient(), true);
     let mut notifier = Notifier::new().unwrap();
     let mut send = |tx: &mut TxQueue, head: u16| {
         let slot = u32::from((head - 1) % SLOTS);
@@ -404,4 +442,68 @@ fn a_region_is_mapped_and_not_touched() {
     let files = open.filter(|target| target.to_string_lossy().contains("lazily")).count();
     assert_eq!(files, 1, "the rogue's own, and none of ours");
     drop(connection);
+}
+
+/// Programs that we start have nothing of what a peer passed along, nor the connection.
+#[test]
+fn what_a_peer_brings_is_not_inherited() {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let file = memory(REGION_BYTES, true);
+    let answer = Answer::Accept(offer());
+    let (_rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let (rx, tx) = connection.take_queues();
+    for fd in [connection.as_fd(), rx[0].eventfd(), tx[0].eventfd(), listener.as_fd()] {
+        let flags = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC), "{fd:?} would be inherited");
+    }
+}
+
+/// Whatever a client left in its rings before it connected.
+#[test]
+fn both_indexes_begin_at_zero() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let file = memory(REGION_BYTES, true);
+    for at in [S2M_AT, M2S_AT] {
+        for index in [6, 64] {
+            file.write_all_at(&7u16.to_le_bytes(), u64::from(at) + index).unwrap();
+        }
+    }
+    let answer = Answer::Accept(offer());
+    let (rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let (mut rx, mut tx) = connection.take_queues();
+    assert_eq!((claim(&mut rx[0]), tx[0].free()), (Ok(0), Ok(0)));
+    assert_eq!((rogue.get_u16(S2M_AT + 64), rogue.get_u16(M2S_AT + 64)), (0, 0));
+}
+
+/// A page of 2 MiB is replaced whole: the kernel lets nobody lay a small one over its middle.
+#[test]
+fn huge_pages_that_vanish_are_contained() {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    memif::sigbus::install().unwrap();
+    let _pages = common::HugePages::reserve(1);
+    let file = memfd_create(c"huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB).unwrap();
+    let file = std::fs::File::from(file);
+    file.set_len(2 << 20).unwrap();
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let answer = Answer::Accept(lenient());
+    let (rogue, handshake) = Rogue::connect(&name, &mut listener);
+    rogue.send_init();
+    rogue.send_region();
+    rogue.send(&Message::AddRegion { index: 1, size: 2 << 20 }, &[file.as_fd()]);
+    rogue.send_ring(ring(true, LOG2));
+    rogue.send_connect();
+    let mut connection = common::finish(handshake, &answer).unwrap();
+    let (mut rx, _tx) = connection.take_queues();
+    rogue.set_descriptor(S2M_AT, 0, (0, 1, 1500, 1 << 20));
+    rogue.set_head(S2M_AT, 1);
+    let mut burst = RxBurst::new(8);
+    assert_eq!(rx[0].claim(8, &mut burst), Ok(1));
+    file.set_len(0).unwrap();
+    let mut buffer = [0xAA; 2048];
+    assert_eq!(rx[0].copy_to(&burst, &burst.frames()[0], &mut buffer), Some(1500));
+    assert!(rx[0].poisoned() && buffer[..1500].iter().all(|&b| b == 0));
 }

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{accept, finish, listener, offer, payload, unique_name, wait_for};
+use common::{HugePages, accept, finish, listener, offer, payload, unique_name, wait_for};
 use memif::{
     Address, Answer, ClientConfig, ClientEvent, CloseReason, Connection, Connector, Notifier,
     Offer, RxQueue, Status, TxQueue,
@@ -374,31 +374,8 @@ fn wrong_secrets_are_refused_by_both() {
     assert_eq!(reason, "ID not found");
 }
 
-/// Reserves pages of 2 MiB for a test, and gives them back.
-struct HugePages(u32);
-
 /// For one testpmd and one client of ours.
 const HUGE_PAGES: u32 = 96;
-const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
-
-impl HugePages {
-    fn reserve(more: u32) -> Self {
-        let count = || std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap();
-        let before: u32 = count();
-        std::fs::write(NR_HUGEPAGES, (before + more).to_string()).unwrap();
-        let now: u32 = count();
-        assert!(now >= before + more, "the kernel has only {now} of {} pages", before + more);
-        Self(more)
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        // Others may have reserved some meanwhile.
-        let now = std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap_or(0u32);
-        let _ = std::fs::write(NR_HUGEPAGES, now.saturating_sub(self.0).to_string());
-    }
-}
 
 #[test]
 fn huge_pages() {

@@ -1,11 +1,12 @@
-//! SIGBUS where it is not contained: without `install`, and outside of peers' memory. Both must
-//! kill, so each runs in a process of its own: this program, called with the name of a scene.
+//! Signals that end a process. SIGBUS where it is not contained, without `install` and outside of peers'
+//! memory, must kill; SIGPIPE of a peer that hangs up must not. So each scene runs in a process of its own:
+//! this program, called with the scene's name.
 
 mod common;
 
-use common::rogue::{BUFFERS_AT, REGION_BYTES, Rogue, S2M_AT, memory};
+use common::rogue::{BUFFERS_AT, REGION_BYTES, Rogue, S2M_AT, answers, memory};
 use common::{listener, offer, unique_name};
-use memif::{Answer, Offer, RxBurst};
+use memif::{Answer, Offer, Progress, RxBurst};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use std::num::NonZeroUsize;
 use std::os::unix::process::ExitStatusExt;
@@ -24,13 +25,19 @@ fn main() {
             memif::sigbus::install().unwrap();
             other();
         }
+        Some("gone") => gone(),
         // The arguments of a test runner.
         _ => run_all(),
     }
 }
 
 fn run_all() {
-    let scenes = [("peer", Some(libc::SIGBUS)), ("contained", None), ("other", Some(libc::SIGBUS))];
+    let scenes = [
+        ("peer", Some(libc::SIGBUS)),
+        ("contained", None),
+        ("other", Some(libc::SIGBUS)),
+        ("gone", None),
+    ];
     for (scene, killed_by) in scenes {
         let status = Command::new(std::env::current_exe().unwrap()).arg(scene).status().unwrap();
         assert_eq!(status.signal(), killed_by, "scene {scene}: {status}");
@@ -57,8 +64,28 @@ fn peer() {
     assert!(rx[0].poisoned());
 }
 
-/// Memory that is no peer's vanishes: the process has a bug, and must not go on as if it had not.
+/// A peer hangs up before it is answered, in a program that leaves SIGPIPE as C programs find it.
+fn gone() {
+    // SAFETY: the default disposition needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+    // HELLO is read, or the kernel would drop what follows.
+    assert_eq!(nix::unistd::read(&rogue.socket, &mut [0; 128]), Ok(128));
+    rogue.send_region();
+    drop(rogue);
+    let Progress::Closed(reason) = handshake.on_readable(&answers) else { panic!("still open") };
+    assert!(reason.to_string().starts_with("Unexpected message"), "{reason}");
+}
+
+/// Memory that is no peer's vanishes, beside a peer whose own is listed: the process has a bug, and must
+/// not go on as if it had not.
 fn other() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let honest = memory(REGION_BYTES, true);
+    let _peer = Rogue::establish(&name, &mut listener, &Answer::Accept(offer()), honest, 6);
     let file = memory(4096, false);
     let length = NonZeroUsize::new(4096).unwrap();
     // SAFETY: a new mapping, at an address of the kernel's choice.

@@ -1,9 +1,7 @@
 //! A pod rewrites its buffers, headers included, all the time while its frames are forwarded: it
 //! changes its own payload and nothing else. Whoever receives finds every header right.
 
-use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::lab::memif::{Listening, Shape};
@@ -46,14 +44,14 @@ fn version(pod: &Listening, to: Ipv4Addr, number: u8, change: impl Fn(&mut [u8])
 }
 
 /// Writes one version after the other over all buffers until told to stop.
-fn rewrite(file: &File, versions: &[Vec<u8>], stop: &AtomicBool) {
+fn rewrite(rogue: &Rogue, versions: &[Vec<u8>], stop: &AtomicBool) {
     let mut number = 0_u32;
     while !stop.load(Ordering::Relaxed) {
         number = number.wrapping_add(1);
         // Two strides without a common factor: every buffer meets every version.
         let at = BUFFERS_AT + number.wrapping_mul(7) % SLOTS * PITCH;
         let version = &versions[number as usize / 3 % versions.len()];
-        file.write_all_at(version, at.into()).expect("its own memory");
+        rogue.put(at.into(), version);
     }
 }
 
@@ -89,7 +87,7 @@ fn race(pod: &Listening, to: Ipv4Addr, mut take: impl FnMut() -> Vec<Vec<u8>>) {
     rogue.describe(S2M_AT, &(0..SLOTS).map(slot).collect::<Vec<_>>());
     let (stop, versions) = (AtomicBool::new(false), versions(pod, to));
     std::thread::scope(|scope| {
-        scope.spawn(|| rewrite(&rogue.file, &versions, &stop));
+        scope.spawn(|| rewrite(&rogue, &versions, &stop));
         let _stop = StopAtEnd(&stop);
         let (mut head, mut seen, mut torn) = (0_u16, 0, 0);
         wait("enough frames that were rewritten under way", 60.0, || {

@@ -222,7 +222,7 @@ impl Shape {
     }
 }
 
-/// A memory file of a size that nobody can change any more.
+/// A memory file of a size that nobody can change any more. Further seals are the server's to add.
 fn sealed_file(bytes: u64, huge_pages: bool) -> Result<OwnedFd, RegionError> {
     let system = |call| move |errno| RegionError::System { call, errno };
     let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -232,7 +232,7 @@ fn sealed_file(bytes: u64, huge_pages: bool) -> Result<OwnedFd, RegionError> {
     let file = memfd_create(c"memif", flags).map_err(system("memfd_create"))?;
     let size = i64::try_from(bytes).unwrap_or(i64::MAX);
     nix::unistd::ftruncate(&file, size).map_err(system("ftruncate"))?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("F_ADD_SEALS"))?;
     Ok(file)
 }

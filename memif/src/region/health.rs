@@ -3,7 +3,7 @@
 use crate::error::Violation;
 use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 const FINE: u8 = 0;
@@ -31,6 +31,8 @@ const FRESH_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     poison: AtomicU8,
+    /// What a queue found in its ring first.
+    violation: OnceLock<Violation>,
     /// Faults that the peer may still cause; touched only when faults were seen.
     faults: FaultAccount,
 }
@@ -93,12 +95,13 @@ impl Health {
         self.poison.load(Ordering::Relaxed) != FINE
     }
 
-    /// What poisoned it, as far as it is known here; a violation in a ring is reported by its finder.
+    /// What poisoned it.
     pub(crate) fn cause(&self) -> Option<Violation> {
         match self.poison.load(Ordering::Acquire) {
             SIGBUS => Some(Violation::Sigbus),
             FAULT_RATE => Some(Violation::FaultRate),
             SLOW_SIGNALS => Some(Violation::SlowSignals),
+            VIOLATION => self.violation.get().copied(),
             _ => None,
         }
     }
@@ -109,7 +112,8 @@ impl Health {
     }
 
     #[cold]
-    pub(crate) fn poison_violation(&self) {
+    pub(crate) fn poison_violation(&self, violation: Violation) {
+        self.violation.get_or_init(|| violation);
         self.poison_once(VIOLATION);
     }
 
@@ -231,7 +235,7 @@ mod tests {
     fn the_first_cause_stays() {
         let health = Health::default();
         health.poison_sigbus();
-        health.poison_violation();
+        health.poison_violation(Violation::EndlessChain { slot: 1, slots: 2 });
         assert!(health.poisoned());
         assert_eq!(health.cause(), Some(Violation::Sigbus));
     }

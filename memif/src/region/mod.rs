@@ -297,6 +297,18 @@ fn seal(file: &OwnedFd) -> Result<SealFlag, RegionError> {
     get().map_err(RegionError::NotMemory)
 }
 
+/// Forbids to take pages out of a memory file, by its owner as well: whoever touches a page while it is
+/// taken out sleeps until its owner is done, and finds a fresh one that has to be zeroed. Mappings that
+/// exist stay writable, new ones could not be: call it when all are made.
+pub(crate) fn seal_against_holes(file: &OwnedFd) -> Result<(), RegionError> {
+    let added = fcntl(file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE));
+    if added.is_ok() {
+        return Ok(());
+    }
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_err(RegionError::NotMemory)?;
+    Err(RegionError::Holes(seals))
+}
+
 /// How large a memory file's pages are.
 pub(crate) fn page_bytes(file: &OwnedFd) -> Result<u64, RegionError> {
     let fs = fstatfs(file.as_fd()).map_err(system("fstatfs"))?;

@@ -285,24 +285,24 @@ fn full_fence() {
 /// Hints that a line will be read soon. No effect on correctness, legal on any address.
 #[inline]
 pub(crate) fn prefetch_read(pointer: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: prefetch never faults.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = pointer;
 }
 
 /// Hints that a line will be written soon.
 #[inline]
 pub(crate) fn prefetch_write(pointer: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: prefetch never faults and PREFETCHW is a no-op where it is not implemented.
     unsafe {
         std::arch::asm!("prefetchw [{0}]", in(reg) pointer, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = pointer;
 }

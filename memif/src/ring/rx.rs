@@ -138,7 +138,7 @@ impl RxQueue {
 
     #[cold]
     pub(super) fn blame(&self, violation: Violation) -> Violation {
-        self.regions.health.poison_violation();
+        self.regions.health.poison_violation(violation);
         violation
     }
 

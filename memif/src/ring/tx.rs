@@ -153,7 +153,7 @@ impl TxQueue {
 
     #[cold]
     pub(super) fn blame(&self, violation: Violation) -> Violation {
-        self.regions.health.poison_violation();
+        self.regions.health.poison_violation(violation);
         violation
     }
 

@@ -8,7 +8,7 @@ use super::listener::Account;
 use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::{CloseReason, RegionError, RingError};
 use crate::region::health::{FaultAccount, Health};
-use crate::region::{Lent, MAX_REGIONS, Region, RegionRules, Regions};
+use crate::region::{Lent, MAX_REGIONS, Region, RegionRules, Regions, seal_against_holes};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
@@ -144,6 +144,8 @@ struct Setup {
     peer_name: String,
     peer_interface: String,
     health: Arc<Health>,
+    /// Files that are sealed against holes when the last region is mapped, and closed.
+    files: Vec<OwnedFd>,
     regions: Vec<Region>,
     places: Vec<Place>,
     s2m: Vec<Ring>,
@@ -393,6 +395,7 @@ impl Setup {
             health: Arc::new(Health::of(offer.faults.clone())),
             offer,
             hooks,
+            files: Vec::new(),
             regions: Vec::new(),
             places: Vec::new(),
             s2m: Vec::new(),
@@ -414,7 +417,7 @@ impl Setup {
         Ok(())
     }
 
-    /// The file is closed afterwards, unless an application has use for it.
+    /// The file is closed afterwards, at CONNECT at the latest, unless an application has use for it.
     fn map(
         &mut self,
         size: u64,
@@ -434,6 +437,10 @@ impl Setup {
             );
         }
         let region = Region::map(&file, size, page, &self.health)?;
+        if rules.require_sealed {
+            self.files.push(file);
+            return Ok(region);
+        }
         Ok(if self.hooks.as_libmemif { region.keep(file) } else { region })
     }
 
@@ -500,6 +507,10 @@ impl Setup {
         }
         // Another client may have been faster since INIT.
         ask(offers, self.id)?;
+        for (index, file) in (0..).zip(self.files.drain(..)) {
+            let sealed = seal_against_holes(&file);
+            sealed.map_err(|error| CloseReason::Region { index, error })?;
+        }
         for ring in self.s2m.iter().chain(&self.m2s) {
             ring.zero_indexes();
         }

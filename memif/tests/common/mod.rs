@@ -114,3 +114,27 @@ pub(crate) fn resources() -> (usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     (fds, maps.lines().filter(|l| l.contains("memfd:") || l.contains("hugepage")).count())
 }
+
+/// Reserves pages of 2 MiB for a test, and gives them back.
+pub(crate) struct HugePages(u32);
+
+const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    pub(crate) fn reserve(more: u32) -> Self {
+        let count = || std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap();
+        let before: u32 = count();
+        std::fs::write(NR_HUGEPAGES, (before + more).to_string()).unwrap();
+        let now: u32 = count();
+        assert!(now >= before + more, "the kernel has only {now} of {} pages", before + more);
+        Self(more)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        // Others may have reserved some meanwhile.
+        let now = std::fs::read_to_string(NR_HUGEPAGES).unwrap().trim().parse().unwrap_or(0u32);
+        let _ = std::fs::write(NR_HUGEPAGES, now.saturating_sub(self.0).to_string());
+    }
+}

@@ -353,6 +353,18 @@ pub(crate) const ATTACKS: &[Attack] = &[
         expect: "region 0: not sealed against shrinking",
     },
     Attack {
+        name: "memory that cannot be sealed against holes",
+        run: |r| {
+            use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+            let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+            fcntl(&r.file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+            region_first(r);
+            r.send_ring(ring(true, 10));
+            r.send_connect();
+        },
+        expect: "region 0: cannot be sealed against holes",
+    },
+    Attack {
         name: "a file on disk",
         run: |r| region_of(r, 0, 1, &File::open("/proc/self/exe").unwrap()),
         expect: "region 0: not a memory file",

@@ -1,5 +1,4 @@
-//! A memif client that does what it likes: raw messages on a raw socket, and shared memory written
-//! through its file.
+//! A memif client that does what it likes: raw messages on a raw socket, and shared memory of its own.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -19,6 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::Netns;
 use super::memif::NAME;
+use super::sys::{Mapped, punch_hole};
 
 /// Bytes of the one region: rings first, then buffers.
 pub const REGION_BYTES: u64 = 1 << 20;
@@ -39,6 +39,57 @@ pub struct Rogue {
     socket: OwnedFd,
     /// The region.
     pub file: File,
+    /// The way to write it once the data plane has sealed it; what is not sealed may shrink, and is
+    /// written through its file.
+    mapped: Option<Mapped>,
+    /// The second region, if it has one.
+    pub bodies: Option<Bodies>,
+}
+
+/// Memory for what comes behind the heads of frames, to be punched out.
+pub struct Bodies {
+    file: File,
+    /// How many.
+    pub count: u32,
+    /// From one to the next: whole pages.
+    pub stride: u32,
+}
+
+impl Bodies {
+    /// Bodies of so many bytes at most, each in pages of its own.
+    pub fn new(count: u32, huge: bool, sealed: bool) -> Self {
+        let flags = MFdFlags::MFD_ALLOW_SEALING;
+        let (flags, stride) = match huge {
+            true => (flags | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB, 2 << 20),
+            false => (flags, 2 * 4096),
+        };
+        let file = File::from(memfd_create(c"bodies", flags).expect("a memory file"));
+        file.set_len(u64::from(count) * u64::from(stride)).expect("room");
+        seal(&file, sealed);
+        Self { file, count, stride }
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.count) * u64::from(self.stride)
+    }
+
+    /// Takes all pages away, unless the data plane has sealed them; the next touch of each finds a
+    /// fresh one.
+    pub fn punch(&self) -> std::io::Result<()> {
+        punch_hole(&self.file, 0, self.bytes())
+    }
+
+    /// The same memory for another thread.
+    pub fn again(&self) -> Self {
+        let file = self.file.try_clone().expect("a descriptor");
+        Self { file, count: self.count, stride: self.stride }
+    }
+
+    /// The descriptor of one, with so many bytes in it.
+    pub fn descriptor(&self, n: u32, length: u32) -> Descriptor {
+        Descriptor { flags: 0, region: 1, length, offset: n % self.count * self.stride }
+    }
 }
 
 /// A descriptor as the ring has it.
@@ -117,7 +168,8 @@ impl Rogue {
         });
         let file = memory(REGION_BYTES);
         seal(&file, sealed);
-        let rogue = Self { socket, file };
+        let mapped = sealed.then(|| Mapped::new(&file, REGION_BYTES).expect("room"));
+        let rogue = Self { socket, file, mapped, bodies: None };
         for at in [S2M_AT, M2S_AT] {
             rogue.put(u64::from(at), &RING_COOKIE.to_le_bytes());
         }
@@ -139,16 +191,25 @@ impl Rogue {
 
     /// The same, if the interface is free.
     pub fn try_shaken(netns: &Netns, sealed: bool) -> Option<Self> {
-        let rogue = Self::connect(netns, sealed);
+        Self::try_shaken_with(netns, sealed, None)
+    }
+
+    /// The same with a second region.
+    pub fn try_shaken_with(netns: &Netns, sealed: bool, bodies: Option<Bodies>) -> Option<Self> {
+        let rogue = Self { bodies, ..Self::connect(netns, sealed) };
         rogue.try_shake([ring(true), ring(false)], &eventfd(false)).then_some(rogue)
     }
 
     /// An honest handshake but for the descriptor to be signalled by; false when it was refused.
     pub fn try_shake(&self, rings: [AddRing; 2], signal: &OwnedFd) -> bool {
-        let region = Message::AddRegion { index: 0, size: REGION_BYTES };
+        let regions = [(&self.file, REGION_BYTES)].into_iter();
+        let mut regions =
+            (0..).zip(regions.chain(self.bodies.as_ref().map(|b| (&b.file, b.bytes()))));
         self.heard().is_some()
             && self.agreed(&init(), &[])
-            && self.agreed(&region, &[self.file.as_fd()])
+            && regions.all(|(index, (file, size))| {
+                self.agreed(&Message::AddRegion { index, size }, &[file.as_fd()])
+            })
             && rings.iter().all(|r| self.agreed(&Message::AddRing(*r), &[signal.as_fd()]))
             && self.agreed(&Message::Connect(Name::truncated("rogue")), &[])
     }
@@ -250,8 +311,11 @@ impl Rogue {
 
     /// Writes into the region.
     pub fn put(&self, at: u64, bytes: &[u8]) {
-        // A region that was truncated cannot be written; that is what it was truncated for.
-        let _ = self.file.write_all_at(bytes, at);
+        match &self.mapped {
+            Some(mapped) => mapped.write(at, bytes),
+            // A region that was truncated cannot be written; that is what it was truncated for.
+            None => drop(self.file.write_all_at(bytes, at)),
+        }
     }
 
     /// Writes descriptors from slot 0 on.
@@ -271,6 +335,10 @@ impl Rogue {
 
     /// Moves a ring's head.
     pub fn head(&self, ring: u32, to: u16) {
-        self.put(u64::from(ring) + HEAD, &to.to_le_bytes());
+        let at = u64::from(ring) + HEAD;
+        match &self.mapped {
+            Some(mapped) => mapped.publish(at, to),
+            None => self.put(at, &to.to_le_bytes()),
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -97,4 +98,52 @@ pub fn punch_hole(file: &impl AsRawFd, at: u64, bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: takes numbers only.
     check(unsafe { libc::fallocate(file.as_raw_fd(), mode, at as i64, bytes as i64) })
+}
+
+/// A memory file, mapped: the way to write into one that is sealed.
+pub struct Mapped {
+    base: std::ptr::NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: an address range that is written byte by byte; no references to it are given out.
+unsafe impl Send for Mapped {}
+// SAFETY: as above: several writers leave any mixture of their bytes, as in any shared memory.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Maps the first bytes of a file.
+    pub fn new(file: &impl std::os::fd::AsFd, bytes: u64) -> io::Result<Self> {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+        let length = std::num::NonZeroUsize::new(bytes as usize).expect("at least one byte");
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self { base: base.cast(), bytes: length.get() })
+    }
+
+    /// Writes bytes, in their order.
+    pub fn write(&self, at: u64, data: &[u8]) {
+        let at = at as usize;
+        assert!(at + data.len() <= self.bytes, "{} bytes at {at} of {}", data.len(), self.bytes);
+        for (i, byte) in data.iter().enumerate() {
+            // SAFETY: inside of the mapping, as checked above; the file is sealed against shrinking.
+            unsafe { self.base.as_ptr().add(at + i).write_volatile(*byte) };
+        }
+    }
+
+    /// Writes an index in one piece, after all that was written before.
+    pub fn publish(&self, at: u64, index: u16) {
+        assert!(at.is_multiple_of(2) && at as usize + 2 <= self.bytes, "an index at {at}");
+        // SAFETY: inside of the mapping and aligned, as checked above.
+        let place = unsafe { AtomicU16::from_ptr(self.base.as_ptr().add(at as usize).cast()) };
+        place.store(index.to_le(), Ordering::Release);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length; nobody has pointers into it.
+        let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.bytes) };
+    }
 }

@@ -7,22 +7,33 @@
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use serde_json::json;
 
 use crate::lab::attack::{ATTACKS, Attack, Attacker};
 use crate::lab::load::{Load, Slice, favour_workers, go_first, stay_on_the_first_core};
 use crate::lab::memif::{Listening, Shape};
 use crate::lab::netns::Netns;
 use crate::lab::node::Start;
+use crate::lab::pages::HugePages;
+use crate::lab::strain::{Strain, Watch};
 use crate::lab::{Footprint, Lab, MemifPod, Node, Realm, wait};
 
 /// Frames of the bystanders during each attack.
 const FRAMES: &str = "BOWLINE_ATTACK_FRAMES";
 const SHORT: u64 = 30_000;
+/// What was measured, beside the table that is printed.
+const REPORT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../attacks.json");
 /// Only attacks with this in their name.
 const ONLY: &str = "BOWLINE_ATTACK";
-/// Noise only adds to a latency: so many slices are measured before a slow one is believed.
+/// Slices of either kind that are measured at least, and how many before a slow one is believed:
+/// noise only adds to a latency.
+const LEAST_SLICES: usize = 3;
 const MOST_SLICES: usize = 24;
+/// Slices altogether, for each that is measured: after some attacks the next must wait for a second.
+const WAITS: usize = 40;
 
 fn wanted_frames() -> u64 {
     let Some(frames) = std::env::var(FRAMES).ok().and_then(|n| n.parse().ok()) else {
@@ -53,7 +64,7 @@ impl Bystanders {
             go_first();
             let best = (0..5).map(|_| load.capacity(Duration::from_millis(100)));
             let capacity = best.fold(0.0, f64::max);
-            let _ = outbox.send(Slice { frames: 0, lost: 0, p99_us: 0, rate: capacity });
+            let _ = outbox.send(Slice { rate: capacity, ..Slice::default() });
             while let Ok((rate, time)) = inbox.recv() {
                 let _ = outbox.send(load.run(rate, time));
             }
@@ -91,66 +102,176 @@ fn world(sealed: bool) -> (Node, Attacker, Bystanders) {
     (node, Attacker::new(victim, honest, sealed), Bystanders::start(Load::new(a, b)))
 }
 
-/// The lower quartile of the slices' 99th percentiles.
-fn p99_us(slices: &[Slice]) -> u32 {
-    let mut all: Vec<_> = slices.iter().map(|slice| slice.p99_us).collect();
-    all.sort_unstable();
-    all[all.len() / 4]
+/// Slices of one kind.
+#[derive(Default)]
+struct Seen {
+    slices: Vec<Slice>,
+    strain: Strain,
 }
 
-/// Looking at `calm` and `attacked` slices by turns. Returns the line for the report.
+impl Seen {
+    fn add(&mut self, slice: Slice, strain: Strain) {
+        self.slices.push(slice);
+        self.strain += strain;
+    }
+
+    fn frames(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.frames).sum()
+    }
+
+    /// The median of the slices' 99th percentiles.
+    fn p99_us(&self) -> u32 {
+        let mut all: Vec<_> = self.slices.iter().map(|slice| slice.p99_us).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or(0)
+    }
+
+    fn longest_us(&self) -> u32 {
+        self.slices.iter().map(|slice| slice.longest_us).max().unwrap_or(0)
+    }
+
+    fn report(&self) -> serde_json::Value {
+        let us = |time: Duration| time.as_micros() as u64;
+        json!({
+            "slices": self.slices.len(),
+            "frames": self.frames(),
+            "lost": self.slices.iter().map(|slice| slice.lost).sum::<u64>(),
+            "p99_us": self.p99_us(),
+            "longest_us": self.longest_us(),
+            "worker_page_faults": self.strain.faults,
+            "worker_sleeps": self.strain.sleeps,
+            "worker_asleep_us": us(self.strain.asleep),
+            "worker_displaced_us": us(self.strain.displaced),
+        })
+    }
+}
+
+/// How one attack was endured.
+struct Row {
+    name: &'static str,
+    sealed: bool,
+    rounds: u64,
+    calm: Seen,
+    attacked: Seen,
+}
+
+impl Row {
+    fn endured(&self) -> bool {
+        self.rounds > 0 && self.attacked.p99_us() <= 2 * self.calm.p99_us()
+    }
+
+    fn report(&self) -> serde_json::Value {
+        json!({
+            "attack": self.name,
+            "sealed": self.sealed,
+            "rounds": self.rounds,
+            "calm": self.calm.report(),
+            "attacked": self.attacked.report(),
+        })
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, rounds, calm, attacked, .. } = self;
+        let strain = attacked.strain;
+        write!(
+            f,
+            "{name:36} {rounds:6} rounds {:9} frames  p99 {:5} → {:5} µs  longest {:6} → {:6} µs  \
+             worker: {:6} faults, asleep {:5.1} ms in {:4}, displaced {:5.1} ms",
+            attacked.frames(),
+            calm.p99_us(),
+            attacked.p99_us(),
+            calm.longest_us(),
+            attacked.longest_us(),
+            strain.faults,
+            strain.asleep.as_secs_f64() * 1e3,
+            strain.sleeps,
+            strain.displaced.as_secs_f64() * 1e3,
+        )
+    }
+}
+
+/// All rows of this process, written anew after each: a run that fails leaves what it has measured.
+fn keep(row: &Row) {
+    static ROWS: Mutex<Vec<serde_json::Value>> = Mutex::new(Vec::new());
+    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+    rows.push(row.report());
+    let text = serde_json::to_string_pretty(&*rows).expect("JSON");
+    std::fs::write(REPORT, text).expect("the target folder");
+}
+
+fn slice_time(frames: u64) -> Duration {
+    Duration::from_millis(match frames {
+        ..=SHORT => 60,
+        ..1_000_000 => 150,
+        _ => 500,
+    })
+}
+
+/// Looks at calm and attacked slices by turns, until enough frames have passed in the latter.
 fn endure(
     attack: &Attack,
     attacker: &mut Attacker,
     bystanders: &Bystanders,
+    worker: &Watch,
     frames: u64,
-) -> String {
-    let time = Duration::from_millis(if frames > SHORT { 1000 } else { 150 });
-    let (mut calm, mut attacked, mut rounds) = (Vec::new(), Vec::new(), 0_u64);
-    loop {
-        calm.push(bystanders.slice(time, || std::thread::sleep(Duration::from_millis(1))));
-        let slice = bystanders.slice(time, || rounds += u64::from((attack.step)(attacker)));
-        attacked.push(slice);
-        let lost: u64 = calm.iter().chain(&attacked).map(|slice| slice.lost).sum();
-        assert_eq!(lost, 0, "bystanders lost frames beside `{}`", attack.name);
-        let passed: u64 = attacked.iter().map(|slice| slice.frames).sum();
-        let (before, during) = (p99_us(&calm), p99_us(&attacked));
-        let enough = passed >= frames && rounds > 0;
-        let most = MOST_SLICES.max(frames as usize / 50_000);
-        if (enough && during <= 2 * before) || attacked.len() >= most {
-            let line = format!(
-                "{:36} {rounds:6} rounds, {passed:9} frames beside it, p99 {before} → {during} µs",
-                attack.name
-            );
-            assert!(rounds > 0 && during <= 2 * before, "{line}");
-            return line;
+) -> Row {
+    let (time, most) = (slice_time(frames), MOST_SLICES.max(frames as usize / 50_000));
+    let (calm, attacked) = Default::default();
+    let mut row = Row { name: attack.name, sealed: attacker.sealed, rounds: 0, calm, attacked };
+    for _ in 0..WAITS * most {
+        attacker.rest();
+        let start = worker.look();
+        let before = bystanders.slice(time, || std::thread::sleep(Duration::from_millis(1)));
+        let middle = worker.look();
+        let during = bystanders.slice(time, || row.rounds += u64::from((attack.step)(attacker)));
+        let strains = [middle.since(&start), worker.look().since(&middle)];
+        let lost = before.lost + during.lost;
+        assert_eq!(lost, 0, "bystanders lost frames; calm, then attacked: {strains:?}\n{row}");
+        // Between two sentences of a convict there is nothing to measure.
+        if attacker.has_acted() {
+            row.calm.add(before, strains[0]);
+            row.attacked.add(during, strains[1]);
         }
+        let (slices, passed) = (row.attacked.slices.len(), row.attacked.frames());
+        let enough = slices >= LEAST_SLICES && passed >= frames;
+        if enough && row.endured() {
+            return row;
+        }
+        assert!(slices < most, "not endured: {row}");
     }
+    panic!("too few slices in which it did anything: {row}");
 }
 
 fn endure_all(sealed: bool) {
     let _lab = Lab::new();
+    // For the attackers' memory, and as many again while one connection follows another.
+    let _pages = HugePages::reserve(64);
     let frames = wanted_frames();
     let (node, mut attacker, bystanders) = world(sealed);
     let pid = node.process.borrow().pid();
-    let mut before = None;
+    let worker = Watch::worker(pid);
+    let mut footprint = None;
     let only = std::env::var(ONLY).unwrap_or_default();
     let attacks = ATTACKS.iter().filter(|attack| attack.name.contains(&only));
-    for attack in attacks.filter(|attack| !(sealed && attack.unsealed_only)) {
-        let line = endure(attack, &mut attacker, &bystanders, frames);
-        println!("{line}");
+    for attack in attacks.filter(|attack| attack.on.is(sealed)) {
+        let heard = node.process.borrow().output().len();
+        let row = endure(attack, &mut attacker, &bystanders, &worker, frames);
+        println!("{row}");
+        keep(&row);
         attacker.leave();
         wait("the last connection is over", 10.0, || {
             (node.link(&attacker.victim.id) != api::interface_status::Link::Up).then_some(())
         });
-        let said = node.process.borrow().output();
         if let Some(verdict) = attack.verdict {
+            let said = node.process.borrow().output().split_off(heard);
             assert!(said.contains(verdict), "`{}` is not called {verdict}:\n{said}", attack.name);
         }
         // The first attack has warmed everything up.
-        before.get_or_insert_with(|| Footprint::of(pid));
+        footprint.get_or_insert_with(|| Footprint::of(pid));
     }
-    before.expect("at least one attack").is_kept();
+    footprint.expect("at least one attack").is_kept();
     for honest in bystanders.ids.iter().chain([&attacker.honest.at.id]) {
         let all = node.actual().interfaces;
         let status = all.iter().find(|i| i.id == *honest).expect("an honest pod's interface");

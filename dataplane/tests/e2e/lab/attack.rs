@@ -3,6 +3,7 @@
 //! A step returns whether one more round of the attack is over: the data plane has given the
 //! answer that it should. Steps do not wait longer than that answer takes.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::memif::Listening;
-use super::rogue::{BUFFERS_AT, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, ring};
-use super::sys::punch_hole;
-use super::{End, MemifPod, frame};
+use super::rogue::{Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, ring};
+use super::{End, MemifPod};
+use holes::Puncher;
+
+mod holes;
 
 /// The pod that attacks, and an honest one that sends to it and hears from it.
 pub struct Attacker {
@@ -26,6 +29,8 @@ pub struct Attacker {
     pub sealed: bool,
     live: Option<Live>,
     idle: Vec<Rogue>,
+    /// Whether the data plane had anything to do with it since its last rest.
+    acted: Cell<bool>,
 }
 
 /// A connection that lasts for several steps.
@@ -34,6 +39,8 @@ struct Live {
     head: u16,
     /// Kept alive with it.
     _crowd: Vec<Epoll>,
+    puncher: Option<Puncher>,
+    punched: Instant,
 }
 
 /// One attack.
@@ -45,12 +52,30 @@ pub struct Attack {
     pub step: fn(&mut Attacker) -> bool,
     /// What the data plane says of the peer that it disconnects.
     pub verdict: Option<&'static str>,
-    /// Works only on memory that can shrink.
-    pub unsealed_only: bool,
+    /// Which memory it works on.
+    pub on: Memory,
+}
+
+/// Of attackers.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Memory {
+    /// Whatever is required.
+    Any,
+    /// Sealed by the data plane.
+    Sealed,
+    /// Not sealed.
+    Unsealed,
+}
+
+impl Memory {
+    /// Whether memory is of this kind.
+    pub fn is(self, sealed: bool) -> bool {
+        self == Self::Any || (self == Self::Sealed) == sealed
+    }
 }
 
 const fn attack(name: &'static str, step: fn(&mut Attacker) -> bool) -> Attack {
-    Attack { name, step, verdict: None, unsealed_only: false }
+    Attack { name, step, verdict: None, on: Memory::Any }
 }
 
 const fn convicted(
@@ -58,13 +83,19 @@ const fn convicted(
     verdict: &'static str,
     step: fn(&mut Attacker) -> bool,
 ) -> Attack {
-    Attack { name, step, verdict: Some(verdict), unsealed_only: false }
+    Attack { name, step, verdict: Some(verdict), on: Memory::Any }
+}
+
+/// Pages can only be taken out of memory that is not sealed.
+const fn holes(name: &'static str, step: fn(&mut Attacker) -> bool) -> Attack {
+    Attack { on: Memory::Unsealed, ..convicted(name, "fault_rate", step) }
 }
 
 /// All of them.
 pub const ATTACKS: &[Attack] = &[
     attack("connect and close", |a| {
         drop(Rogue::connect(&a.victim.netns, a.sealed));
+        a.acted.set(true);
         true
     }),
     attack("unasked descriptors on an ACK", |a| {
@@ -108,25 +139,24 @@ pub const ATTACKS: &[Attack] = &[
     }),
     attack("a full eventfd that blocks", Attacker::blocking_eventfd),
     convicted("a crowd that waits for its signals", "slow_signals", Attacker::crowd),
-    convicted("holes in what it sends", "fault_rate", Attacker::holes_sent),
-    convicted("holes in what it receives", "fault_rate", Attacker::holes_received),
+    holes("holes in what it sends", |a| a.holes_sent(false)),
+    holes("huge holes in what it sends", |a| a.holes_sent(true)),
+    holes("holes in what it receives", |a| a.holes_received(false)),
+    holes("huge holes in what it receives", |a| a.holes_received(true)),
+    holes("holes under the copy", |a| a.holes_under_the_copy(false)),
+    holes("huge holes under the copy", |a| a.holes_under_the_copy(true)),
+    holes("huge holes now and then", Attacker::holes_now_and_then),
+    attack("fresh huge pages with each connection", Attacker::fresh_memory),
+    Attack { on: Memory::Sealed, ..attack("holes in sealed memory", Attacker::sealed_holes) },
     Attack {
-        name: "memory that vanishes",
-        step: Attacker::vanish,
-        verdict: Some("memory_vanished"),
-        unsealed_only: true,
+        on: Memory::Unsealed,
+        ..convicted("memory that vanishes", "memory_vanished", Attacker::vanish)
     },
 ];
 
 /// Wakers that each signal has to go through.
 const CROWD: usize = 3000;
 const STEP: u16 = 64;
-const PAGE: u64 = 4096;
-/// Jumbo frames of two descriptors, their bodies in one stretch to be punched out.
-const JUMBOS: u64 = 96;
-const HEAD_BYTES: u32 = 128;
-const BODY_BYTES: u64 = 2 * PAGE;
-const BODIES_AT: u32 = BUFFERS_AT + PAGE as u32;
 
 fn ack() -> [u8; MESSAGE_BYTES] {
     Message::Ack.encode()
@@ -143,10 +173,24 @@ impl Attacker {
     pub fn new(victim: Listening, honest: MemifPod, sealed: bool) -> Self {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("our own limit");
-        Self { victim, honest, sealed, live: None, idle: Vec::new() }
+        Self { victim, honest, sealed, live: None, idle: Vec::new(), acted: Cell::new(false) }
     }
 
-    /// Ends what lasts. Between two steps nothing happens, so connections live through calm slices.
+    /// Whether it was connected since its last rest. After some attacks the data plane lets it wait,
+    /// and what is measured meanwhile says nothing.
+    pub fn has_acted(&self) -> bool {
+        self.live.is_some() || self.acted.get()
+    }
+
+    /// Does nothing until the next step; what lasts stays connected.
+    pub fn rest(&mut self) {
+        self.acted.set(false);
+        if let Some(live) = &mut self.live {
+            live.puncher = None;
+        }
+    }
+
+    /// Ends what lasts.
     pub fn leave(&mut self) {
         self.live = None;
         self.idle.clear();
@@ -158,6 +202,7 @@ impl Attacker {
         let rogue = Rogue::connect(&self.victim.netns, self.sealed);
         let greeted = rogue.heard().is_some();
         if greeted {
+            self.acted.set(true);
             act(&rogue);
             rogue.closed();
         }
@@ -200,14 +245,20 @@ impl Attacker {
         if self.idle.len() < 4 {
             self.idle.push(Rogue::connect(&self.victim.netns, self.sealed));
         }
+        self.acted.set(true);
         pause();
         over || before == 3
     }
 
     fn shaken(&self) -> Option<Rogue> {
-        let rogue = Rogue::try_shaken(&self.victim.netns, self.sealed);
-        if rogue.is_none() {
-            pause();
+        self.shaken_with(None)
+    }
+
+    fn shaken_with(&self, bodies: Option<Bodies>) -> Option<Rogue> {
+        let rogue = Rogue::try_shaken_with(&self.victim.netns, self.sealed, bodies);
+        match &rogue {
+            Some(_) => self.acted.set(true),
+            None => pause(),
         }
         rogue
     }
@@ -261,13 +312,17 @@ impl Attacker {
     }
 
     /// The connection that lasts, made anew where there is none.
-    fn live(&mut self, prepare: impl FnOnce(&Self, &Rogue) -> Vec<Epoll>) -> Option<Live> {
+    fn live(
+        &mut self,
+        bodies: fn(bool) -> Option<Bodies>,
+        prepare: impl FnOnce(&Self, &Rogue),
+    ) -> Option<Live> {
         if let Some(live) = self.live.take() {
             return Some(live);
         }
-        let rogue = self.shaken()?;
-        let crowd = prepare(self, &rogue);
-        Some(Live { rogue, head: 0, _crowd: crowd })
+        let rogue = self.shaken_with(bodies(self.sealed))?;
+        prepare(self, &rogue);
+        Some(Live::new(rogue))
     }
 
     /// Whether the data plane has ended the connection; else it lasts.
@@ -282,12 +337,8 @@ impl Attacker {
     /// Frames that are too long are dropped, and the connection lasts.
     fn oversize(&mut self) -> bool {
         let long = Descriptor { length: 65_000, ..Descriptor::GOOD };
-        let Some(mut live) = self.live(|_, rogue| {
-            rogue.describe(S2M_AT, &[long; 256]);
-            Vec::new()
-        }) else {
-            return false;
-        };
+        let describe = |_: &Self, rogue: &Rogue| rogue.describe(S2M_AT, &[long; 256]);
+        let Some(mut live) = self.live(|_| None, describe) else { return false };
         let round = live.advance(S2M_AT);
         assert!(!self.ended(live), "a long frame is no violation");
         round
@@ -325,7 +376,7 @@ impl Attacker {
             return false;
         }
         rogue.describe(M2S_AT, &[Descriptor::GOOD; 256]);
-        self.live = Some(Live { rogue, head: 0, _crowd: crowd });
+        self.live = Some(Live { _crowd: crowd, ..Live::new(rogue) });
         true
     }
 
@@ -337,53 +388,13 @@ impl Attacker {
         self.attract(1);
         pause();
     }
-
-    fn holes_sent(&mut self) -> bool {
-        let Some(mut live) = self.live(Self::lay_out_jumbos) else { return false };
-        punch_hole(&live.rogue.file, BODIES_AT.into(), JUMBOS * BODY_BYTES).expect("no seal");
-        live.advance(S2M_AT);
-        while self.honest.recv(0).is_some() {}
-        self.ended(live)
-    }
-
-    /// Jumbo frames for the honest pod: the heads stay, the bodies have two pages each.
-    fn lay_out_jumbos(&self, rogue: &Rogue) -> Vec<Epoll> {
-        let (from, to) = ((self.victim.ip4(), 1), (self.honest.at.ip4(), 2));
-        let payload = vec![0; HEAD_BYTES as usize + BODY_BYTES as usize - 42];
-        let mut packet = frame::udp(from, to, &payload);
-        packet[26..28].fill(0);
-        let jumbo = frame::ethernet(self.victim.gateway_mac, self.victim.mac, 0x0800, &packet);
-        rogue.put(BUFFERS_AT.into(), &jumbo[..HEAD_BYTES as usize]);
-        let head =
-            Descriptor { flags: 1, length: HEAD_BYTES, offset: BUFFERS_AT, ..Descriptor::GOOD };
-        let body = |n: u32| {
-            let length = BODY_BYTES as u32;
-            Descriptor { length, offset: BODIES_AT + n * length, ..Descriptor::GOOD }
-        };
-        let all: Vec<_> = (0..128).flat_map(|n| [head, body(n % JUMBOS as u32)]).collect();
-        rogue.describe(S2M_AT, &all);
-        Vec::new()
-    }
-
-    fn holes_received(&mut self) -> bool {
-        let Some(mut live) = self.live(|_, rogue| {
-            let at = |slot: u32| BUFFERS_AT + slot % 128 * PAGE as u32;
-            let all: Vec<_> =
-                (0..256).map(|slot| Descriptor { offset: at(slot), ..Descriptor::GOOD }).collect();
-            rogue.describe(M2S_AT, &all);
-            Vec::new()
-        }) else {
-            return false;
-        };
-        punch_hole(&live.rogue.file, BUFFERS_AT.into(), 128 * PAGE).expect("no seal forbids it");
-        live.advance(M2S_AT);
-        self.attract(STEP);
-        std::thread::yield_now();
-        self.ended(live)
-    }
 }
 
 impl Live {
+    fn new(rogue: Rogue) -> Self {
+        Self { rogue, head: 0, _crowd: Vec::new(), puncher: None, punched: Instant::now() }
+    }
+
     /// Gives the data plane another few slots, when it has used up the last.
     fn advance(&mut self, ring: u32) -> bool {
         let used = self.rogue.tail(ring) == self.head;

@@ -17,8 +17,11 @@ const MICROSECONDS: usize = 20_000;
 /// Others need this core as well: so long they have it, after so long that they had not.
 const REST: Duration = Duration::from_micros(500);
 const AT_WORK: Duration = Duration::from_millis(1);
-/// How long a frame may be under way before it counts as lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// After so long without a rest there is one although frames are under way: whoever the worker waits for
+/// may need this core, and a thread that goes before all others would keep it from him.
+const STALLED: Duration = Duration::from_millis(3);
+/// How long a frame may be under way before it counts as lost; what only comes late shows as latency.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Two pods and what has passed between them.
 pub struct Load {
@@ -29,10 +32,11 @@ pub struct Load {
     received: u64,
     sent_at: Box<[Instant]>,
     latencies: Vec<u32>,
+    longest: Duration,
 }
 
 /// What one slice of time came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Slice {
     /// Frames received.
     pub frames: u64,
@@ -40,6 +44,8 @@ pub struct Slice {
     pub lost: u64,
     /// 99 of 100 frames took no longer.
     pub p99_us: u32,
+    /// The slowest frame's time.
+    pub longest_us: u32,
     /// Frames per second.
     pub rate: f64,
 }
@@ -52,7 +58,8 @@ impl Load {
         frame[40..NUMBER_AT].fill(0);
         let sent_at = vec![Instant::now(); TIMES].into_boxed_slice();
         let latencies = vec![0; MICROSECONDS + 1];
-        Self { from, to, frame, sent: 0, received: 0, sent_at, latencies }
+        let longest = Duration::ZERO;
+        Self { from, to, frame, sent: 0, received: 0, sent_at, latencies, longest }
     }
 
     /// The ids of the two pods' interfaces.
@@ -68,6 +75,7 @@ impl Load {
     /// Sends at a rate for a time, and waits for what is under way.
     pub fn run(&mut self, rate: f64, time: Duration) -> Slice {
         self.latencies.fill(0);
+        self.longest = Duration::ZERO;
         let (start, sent, received) = (Instant::now(), self.sent, self.received);
         let (mut last, mut rested) = (start, start);
         loop {
@@ -79,17 +87,14 @@ impl Load {
             if self.sent - sent + BURST <= due as u64 {
                 self.send(now);
             }
+            let idle = self.sent == self.received;
             if self.receive() > 0 {
                 last = now;
-            } else if tired && !over {
+            } else if (over && idle) || (!idle && last.elapsed() > PATIENCE) {
+                break;
+            } else if tired && (idle || now - rested > STALLED) {
                 std::thread::sleep(REST);
                 rested = Instant::now();
-            } else if self.sent == self.received {
-                if over {
-                    break;
-                }
-            } else if last.elapsed() > PATIENCE {
-                break;
             }
         }
         let (frames, seconds) = (self.received - received, start.elapsed().as_secs_f64());
@@ -97,7 +102,8 @@ impl Load {
         // What is lost is no longer waited for.
         self.received = self.sent;
         let rate = frames as f64 / seconds.min(time.as_secs_f64());
-        Slice { frames, lost, p99_us: self.percentile(0.99), rate }
+        let longest_us = self.longest.as_micros() as u32;
+        Slice { frames, lost, p99_us: self.percentile(0.99), longest_us, rate }
     }
 
     fn send(&mut self, now: Instant) {
@@ -124,6 +130,7 @@ impl Load {
             assert!(number < self.sent, "frame {number} was never sent");
             let took = now.saturating_duration_since(self.sent_at[number as usize % TIMES]);
             self.latencies[(took.as_micros() as usize).min(MICROSECONDS)] += 1;
+            self.longest = self.longest.max(took);
             self.received += 1;
         }
         self.received - before

@@ -11,11 +11,13 @@ pub mod load;
 pub mod memif;
 pub mod netns;
 pub mod node;
+pub mod pages;
 pub mod pod;
 pub mod proc;
 pub mod pump;
 pub mod raw;
 pub mod rogue;
+pub mod strain;
 pub mod sys;
 pub mod uplink;
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,11 +18,22 @@ pub struct Proc {
 
 impl Proc {
     /// Starts it in the calling thread's namespace.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        Self::start(command, Stdio::null())
+    }
+
+    /// The same for one that waits for commands.
+    pub fn spawn_fed(command: Command) -> (Self, ChildStdin) {
+        let mut process = Self::start(command, Stdio::piped());
+        let stdin = process.child.stdin.take().expect("asked for");
+        (process, stdin)
+    }
+
+    fn start(mut command: Command, stdin: Stdio) -> Self {
         let what = format!("{command:?}");
         let output = tempfile::tempfile().expect("a file for output");
         let clone = || Stdio::from(output.try_clone().expect("a duplicate"));
-        command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
+        command.stdin(stdin).stdout(clone()).stderr(clone());
         let child = command.spawn().unwrap_or_else(|e| panic!("{what}: {e}"));
         Self { what, child, output }
     }

@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code attacks mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-dma fmt clippy clean
+.PHONY: help deps build test test-code attacks fuzz miri defences mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -37,6 +37,17 @@ attacks: ## Every attack on memif, ten million bystander frames each (half an ho
 	cargo build --release --workspace
 	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane BOWLINE_ATTACK_FRAMES=$(or $(FRAMES),10000000) \
 		cargo test --release -p bowline-dataplane --test e2e -- attacks:: --nocapture
+
+fuzz: ## Fuzz every parser of foreign bytes, guided by coverage (SECONDS=60 for each of twelve)
+	@$(DEPS) build
+	deploy/fuzz.sh $(or $(SECONDS),60) $(TARGETS)
+
+miri: ## The queues of memif between threads under miri (Rust nightly)
+	deploy/miri.sh
+
+defences: ## The memif library with one defence off each, which its tests must notice
+	@$(DEPS) build
+	deploy/mutants/run $(patsubst deploy/mutants/%.mutant,%,$(wildcard deploy/mutants/memif/*.mutant))
 
 mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test

@@ -14,8 +14,8 @@ use crate::table::NextHop;
 /// UDP, VXLAN and inner Ethernet.
 pub(super) const TUNNEL: usize = Udp::BYTES + Vxlan::BYTES + Ethernet::BYTES;
 /// All that is put in front of the inner IP header.
-const FULL4: usize = Ethernet::BYTES + Ipv4::BYTES + TUNNEL;
-const FULL6: usize = Ethernet::BYTES + Ipv6::BYTES + TUNNEL;
+pub(super) const FULL4: usize = Ethernet::BYTES + Ipv4::BYTES + TUNNEL;
+pub(super) const FULL6: usize = Ethernet::BYTES + Ipv6::BYTES + TUNNEL;
 
 /// ECN bits at the front of an IP header.
 #[inline(always)]

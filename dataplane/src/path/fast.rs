@@ -7,9 +7,11 @@
 
 use wire::{Ethernet, Header, Ipv4, Tcp, Udp, protocol};
 
-use super::lookup::{NOWHERE, Route, leads_on, routable4};
-use super::{Checksum, Gso, NoProbe, Packet, Verdict, gateway, parse, rewrite};
-use crate::table::{Iface, IfaceKind, NextHopId, Tables, Vrf};
+use super::lookup::{Route, routable4};
+use super::{
+    Checksum, Gso, HEADROOM_BYTES, Meta, NoProbe, Packet, Slot, gateway, parse, rewrite,
+};
+use crate::table::{HopKind, Iface, IfaceKind, NextHop, NextHopId, Tables, Vrf};
 
 /// Link header, IP header without options, ports.
 const LOOKED_AT: usize = Ethernet::BYTES + Ipv4::BYTES + PORTS;
@@ -28,7 +30,7 @@ pub struct Fast<'a> {
     /// The interface's first address.
     source: u32,
     /// Where the packet before went: a burst often goes to few.
-    last: (u32, Route<'a>),
+    last: Option<(u32, Route<'a>)>,
 }
 
 /// What the headers of a usual packet say.
@@ -54,20 +56,34 @@ impl<'a> Fast<'a> {
             vxlan_port: tables.node.vxlan_port,
             link: gateway::link_header(vrf.gateway_mac, iface.mac, rewrite::ether_type(4)),
             source: *iface.addrs4.first()?,
-            last: (0, (NextHopId::NONE, &NOWHERE)),
+            last: None,
         })
     }
 
-    /// What [`super::forward`] would do with a packet from this interface, and say; or `None`, and
-    /// the packet is as it was.
+    /// Does with packets from this interface, as they came, what [`super::forward`] would: forwards
+    /// them, up to the first with which that is not sure. That one is as it was. Returns how many
+    /// are forwarded, and their bytes as they came. A function of its own, so that what the loop
+    /// needs stays in registers.
+    #[inline(never)]
+    pub fn forward_run(&mut self, slots: &mut [Slot], metas: &mut [Meta]) -> (usize, u64) {
+        let (mut count, mut bytes) = (0, 0);
+        for (slot, meta) in slots.iter_mut().zip(metas) {
+            let Some(ip_bytes) = self.forward(slot, meta) else { break };
+            count += 1;
+            bytes += u64::from(ip_bytes) + Ethernet::BYTES as u64;
+        }
+        (count, bytes)
+    }
+
+    /// Forwards a packet, if that is sure. Returns the bytes of its IP packet.
     #[inline(always)]
-    pub fn forward(&mut self, packet: &mut Packet<'_>) -> Option<Verdict> {
-        let ip = self.usual(packet)?;
+    fn forward(&mut self, slot: &mut Slot, meta: &mut Meta) -> Option<u16> {
+        let head = slot.0[HEADROOM_BYTES..].first_chunk_mut::<LOOKED_AT>()?;
+        let ip = self.usual(head, meta)?;
         let (id, hop) = self.lookup(ip.dst)?;
         if ip.bytes > hop.mtu_bytes {
             return None;
         }
-        let meta = &mut *packet.meta;
         meta.iface = self.iface.id;
         meta.vrf = self.vrf.id;
         meta.outer = 0;
@@ -77,13 +93,23 @@ impl<'a> Fast<'a> {
         meta.l3 = Ethernet::BYTES as u16;
         meta.l4 = L4;
         meta.flow_hash = parse::flow4(self.source, ip.dst, ip.ports, ip.protocol);
-        Some(rewrite::send(packet, id, hop, u32::from(ip.bytes), true, &mut NoProbe))
+        if hop.kind == HopKind::Local && usize::from(hop.rewrite_len) == Ethernet::BYTES {
+            // As `rewrite::send` does it where the link header is as long as it was.
+            meta.next_hop = id;
+            meta.out = hop.out;
+            let (link, ip) = head.split_first_chunk_mut::<{ Ethernet::BYTES }>()?;
+            *link = *hop.rewrite.first_chunk()?;
+            [link[12], link[13]] = rewrite::ether_type(4);
+            rewrite::age(ip, 4, true)?;
+        } else {
+            resize(&mut Packet::new(slot, meta), id, hop, ip.bytes);
+        }
+        Some(ip.bytes)
     }
 
     /// Looks at the headers.
     #[inline(always)]
-    fn usual(&self, packet: &Packet<'_>) -> Option<Usual> {
-        let head = packet.head().first_chunk::<LOOKED_AT>()?;
+    fn usual(&self, head: &[u8; LOOKED_AT], meta: &Meta) -> Option<Usual> {
         let (link, rest) = head.split_first_chunk::<{ Ethernet::BYTES }>()?;
         let (ip, ports) = rest.split_first_chunk::<{ Ipv4::BYTES }>()?;
         let (ip, ports) = (Ipv4::view(ip)?, u32::from_be_bytes(*ports.first_chunk()?));
@@ -91,16 +117,18 @@ impl<'a> Fast<'a> {
             protocol::TCP => Ipv4::BYTES + Tcp::BYTES,
             protocol::UDP => Ipv4::BYTES + Udp::BYTES,
             _ => return None,
-        };
-        let bytes = usize::from(ip.total_len.get());
-        let plain = packet.meta.gso == Gso::None && packet.meta.checksum != Checksum::Partial;
+        } as u32;
+        let bytes = u32::from(ip.total_len.get());
+        let plain = meta.gso == Gso::None && meta.checksum != Checksum::Partial;
         let usual = *link == self.link
             && ip.version_ihl == 0x45
             && !ip.is_fragment()
             && ip.ttl > 1
             && ip.src.get() == self.source
             && bytes >= least
-            && bytes + Ethernet::BYTES == packet.frame_bytes()
+            && usize::from(meta.start) == HEADROOM_BYTES
+            && usize::from(meta.end) >= HEADROOM_BYTES + LOOKED_AT
+            && bytes + Ethernet::BYTES as u32 == meta.frame_bytes()
             && ports as u16 != self.vxlan_port
             && plain
             && ip.verifies();
@@ -111,14 +139,23 @@ impl<'a> Fast<'a> {
     /// What leads to the address; `None` unless the packet leaves by it.
     #[inline(always)]
     fn lookup(&mut self, dst: u32) -> Option<Route<'a>> {
-        if self.last.0 != dst {
-            if !routable4(dst) {
-                return None;
-            }
-            let id = self.tables.route4(self.vrf, dst);
-            self.last = (dst, (id, self.tables.next_hop(id)?));
+        if let Some((last, route)) = self.last
+            && last == dst
+        {
+            return Some(route);
         }
-        let (_, (id, hop)) = self.last;
-        leads_on(hop).then_some((id, hop))
+        if !routable4(dst) {
+            return None;
+        }
+        let id = self.tables.route4(self.vrf, dst);
+        let hop = self.tables.next_hop(id).filter(|hop| rewrite::is_ready(hop))?;
+        self.last = Some((dst, (id, hop)));
+        Some((id, hop))
     }
+}
+
+/// Gives the packet headers of another length: those of a tunnel, or none.
+#[inline(never)]
+fn resize(packet: &mut Packet<'_>, id: NextHopId, hop: &NextHop, ip_bytes: u16) {
+    rewrite::send(packet, id, hop, u32::from(ip_bytes), true, &mut NoProbe);
 }

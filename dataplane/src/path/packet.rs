@@ -59,6 +59,7 @@ pub enum Gso {
 
 /// Facts about one packet, in a parallel array beside the heads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(align(64))]
 pub struct Meta {
     /// First byte of the head in its slot.
     pub start: u16,

@@ -45,6 +45,18 @@ pub(super) fn send<P: Probe>(
     Verdict::Forward
 }
 
+/// Whether [`send`] is sure to forward by this next hop: it leads on, and has the headers of its kind.
+#[inline]
+pub(super) fn is_ready(hop: &NextHop) -> bool {
+    let bytes = usize::from(hop.rewrite_len);
+    match hop.kind {
+        HopKind::Local => bytes == ETHERNET || bytes == 0,
+        HopKind::Tunnel4 => bytes == encap::FULL4,
+        HopKind::Tunnel6 => bytes == encap::FULL6,
+        HopKind::Gateway | HopKind::Unresolved | HopKind::Unreachable => false,
+    }
+}
+
 #[inline(always)]
 fn local(packet: &mut Packet<'_>, hop: &NextHop, enters: bool) -> Option<()> {
     packet.meta.outer = 0;

@@ -1,8 +1,10 @@
 //! The packets of one burst: heads, facts and where the bodies lie.
 
+use std::ops::Range;
+
 use memif::RxBurst;
 
-use crate::copy::{Seg, partial_sum};
+use crate::copy::{CopyList, Seg, partial_sum, peer_seg, peer_seg_mut};
 use crate::path::{HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
 use crate::table::IfaceId;
 
@@ -14,8 +16,8 @@ const BURST_SEGS: usize = BURST_PKTS * 17;
 /// A worker's one burst, used over and over. Arrays are parallel: slot, facts.
 #[derive(Debug)]
 pub struct Burst {
-    slots: Box<[Slot]>,
-    meta: Box<[Meta]>,
+    slots: Box<[Slot; BURST_PKTS]>,
+    meta: Box<[Meta; BURST_PKTS]>,
     segs: Vec<Seg>,
     len: usize,
     /// Where memif queues put their claims on the way into the burst; one for all of them, so
@@ -26,8 +28,8 @@ pub struct Burst {
 impl Default for Burst {
     fn default() -> Self {
         Self {
-            slots: vec![Slot::default(); BURST_PKTS].into_boxed_slice(),
-            meta: vec![Meta::default(); BURST_PKTS].into_boxed_slice(),
+            slots: Box::new(std::array::from_fn(|_| Slot::default())),
+            meta: Box::new([Meta::default(); BURST_PKTS]),
             segs: Vec::with_capacity(BURST_SEGS),
             len: 0,
             memif: Some(Box::new(RxBurst::new(BURST_PKTS))),
@@ -78,23 +80,22 @@ impl Burst {
     pub fn push(&mut self, iface: IfaceId, claim: u32, frame: Seg) -> Option<&mut Meta> {
         let slot = self.slots.get_mut(self.len)?;
         let meta = self.meta.get_mut(self.len)?;
-        let head = frame.read(&mut slot.0[HEADROOM_BYTES..HEADROOM_BYTES + HEAD_BYTES]);
-        *meta = Meta {
-            start: HEADROOM_BYTES as u16,
-            end: (HEADROOM_BYTES + head) as u16,
-            body_bytes: (frame.len() - head) as u32,
-            iface,
-            claim,
-            seg_first: self.segs.len() as u16,
-            seg_count: 0,
-            ..Meta::default()
-        };
-        if frame.len() > head {
-            self.segs.push(frame.part(head, usize::MAX));
-            meta.seg_count = 1;
-        }
+        take_in(slot, meta, &mut self.segs, (iface, claim), frame);
         self.len += 1;
         Some(meta)
+    }
+
+    /// Takes in frames of one piece each, with claims that count up from `claim`. A function of its
+    /// own, so that what the loop needs stays in registers.
+    #[inline(never)]
+    pub(super) fn push_singles(&mut self, iface: IfaceId, claim: u32, frames: &[memif::Seg]) {
+        let places = self.slots.iter_mut().zip(self.meta.iter_mut()).skip(self.len);
+        let count = frames.len().min(BURST_PKTS - self.len);
+        for ((slot, meta), (frame, i)) in places.zip(frames.iter().zip(0u32..)) {
+            let claim = claim.wrapping_add(i);
+            take_in(slot, meta, &mut self.segs, (iface, claim), peer_seg(frame));
+        }
+        self.len += count;
     }
 
     /// Takes in a frame of several pieces (at most 16).
@@ -160,22 +161,7 @@ impl Burst {
     /// padding off, or the whole body).
     #[inline]
     pub fn settle(&mut self, index: usize) {
-        let meta = &mut self.meta[index];
-        if meta.seg_count == 0 {
-            return;
-        }
-        let mut left = meta.body_bytes as usize;
-        let first = usize::from(meta.seg_first);
-        for at in 0..usize::from(meta.seg_count) {
-            let seg = &mut self.segs[first + at];
-            if seg.len() < left {
-                left -= seg.len();
-                continue;
-            }
-            *seg = seg.part(0, left);
-            meta.seg_count = (at + usize::from(left > 0)) as u16;
-            return;
-        }
+        settle(&mut self.meta[index], &mut self.segs);
     }
 
     /// Sums the body for the path (see `Meta::body_sum`).
@@ -200,13 +186,44 @@ impl Burst {
         partial_sum(&[], &segs[..count]).fold()
     }
 
-    /// Its head and its body, to be sent as they are.
+    /// The facts of a run of packets.
     #[inline]
-    pub fn parts(&self, index: usize) -> (&[u8], &[Seg]) {
-        let meta = &self.meta[index];
-        let head = usize::from(meta.start)..usize::from(meta.end);
-        let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
-        (&self.slots[index].0[head], self.segs.get(body).unwrap_or(&[]))
+    pub fn metas(&self, run: Range<usize>) -> &[Meta] {
+        self.meta.get(run).unwrap_or(&[])
+    }
+
+    /// The packets that no fast way has decided on yet: heads and facts, from `index` on.
+    #[inline]
+    pub fn rest_mut(&mut self, index: usize) -> (&mut [Slot], &mut [Meta]) {
+        let rest = index.min(self.len)..self.len;
+        (&mut self.slots[rest.clone()], &mut self.meta[rest])
+    }
+
+    /// Writes the packets of a run to their places, as far as there are places: heads now, bodies as
+    /// the list runs. Returns the bytes of all. A function of its own, so that what the loop needs
+    /// stays in registers.
+    #[inline(never)]
+    pub(super) fn write_run(
+        &mut self,
+        run: Range<usize>,
+        places: &[memif::SegMut],
+        list: &mut CopyList,
+    ) -> u64 {
+        let mut bytes = 0;
+        let packets = self.slots.iter().zip(self.meta.iter_mut()).skip(run.start);
+        for ((slot, meta), place) in packets.zip(places).take(run.len()) {
+            let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end)).unwrap_or(&[]);
+            let mut to = peer_seg_mut(place).write(head);
+            if meta.seg_count != 0 {
+                settle(meta, &mut self.segs);
+                let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+                for part in self.segs.get(body).unwrap_or(&[]) {
+                    to = list.plan(*part, to).1;
+                }
+            }
+            bytes += place.len() as u64;
+        }
+        bytes
     }
 
     /// Its head, for the last touches before it is sent.
@@ -215,6 +232,51 @@ impl Burst {
         let meta = &mut self.meta[index];
         let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
         (&mut self.slots[index], meta, self.segs.get(body).unwrap_or(&[]))
+    }
+}
+
+/// Copies the head of a frame that lies in one piece, and writes down the facts.
+#[inline(always)]
+fn take_in(
+    slot: &mut Slot,
+    meta: &mut Meta,
+    segs: &mut Vec<Seg>,
+    (iface, claim): (IfaceId, u32),
+    frame: Seg,
+) {
+    let head = frame.read(&mut slot.0[HEADROOM_BYTES..HEADROOM_BYTES + HEAD_BYTES]);
+    *meta = Meta {
+        start: HEADROOM_BYTES as u16,
+        end: (HEADROOM_BYTES + head) as u16,
+        body_bytes: (frame.len() - head) as u32,
+        iface,
+        claim,
+        seg_first: segs.len() as u16,
+        seg_count: u16::from(frame.len() > head),
+        ..Meta::default()
+    };
+    if frame.len() > head {
+        segs.push(frame.part(head, usize::MAX));
+    }
+}
+
+/// See [`Burst::settle`].
+#[inline]
+fn settle(meta: &mut Meta, segs: &mut [Seg]) {
+    if meta.seg_count == 0 {
+        return;
+    }
+    let mut left = meta.body_bytes as usize;
+    let first = usize::from(meta.seg_first);
+    for at in 0..usize::from(meta.seg_count) {
+        let seg = &mut segs[first + at];
+        if seg.len() < left {
+            left -= seg.len();
+            continue;
+        }
+        *seg = seg.part(0, left);
+        meta.seg_count = (at + usize::from(left > 0)) as u16;
+        return;
     }
 }
 

@@ -8,7 +8,7 @@ use memif::{Notifier, Reserved, RxQueue, TxQueue, TxSegs, Violation};
 
 use super::{Burst, Health, Outgoing};
 use crate::copy::{self, CopyList, SegMut};
-use crate::path::TxDropReason;
+use crate::path::{Meta, TxDropReason};
 use crate::table::IfaceId;
 
 /// Set on a claim that was released while an older one is still held.
@@ -72,22 +72,20 @@ impl MemifRx {
         let mut claimed = burst.take_memif();
         claimed.clear();
         let result = self.queue.claim(max_pkts, &mut claimed);
-        for frame in claimed.frames() {
-            let claim = self.next;
-            self.next = self.next.wrapping_add(1);
-            let at = claim as usize & (self.claims.len() - 1);
-            self.claims[at] = frame.n_slots;
-            match claimed.segs_of(frame) {
-                [one] => burst.push(iface, claim, copy::peer_seg(one)),
-                [] => burst.push(iface, claim, copy::Seg::EMPTY),
-                many => {
-                    let mut pieces = [copy::Seg::EMPTY; memif::MAX_RX_SEGS];
-                    for (piece, seg) in pieces.iter_mut().zip(many) {
-                        *piece = copy::peer_seg(seg);
-                    }
-                    burst.push_pieces(iface, claim, &pieces[..many.len()])
-                }
-            };
+        let first = self.next;
+        self.next = first.wrapping_add(claimed.len() as u32);
+        let mask = self.claims.len() - 1;
+        if let Some(frames) = claimed.singles() {
+            for i in 0..frames.len() {
+                self.claims[(first as usize).wrapping_add(i) & mask] = 1;
+            }
+            burst.push_singles(iface, first, frames);
+        } else {
+            for (frame, i) in claimed.frames().iter().zip(0u32..) {
+                let claim = first.wrapping_add(i);
+                self.claims[claim as usize & mask] = frame.n_slots;
+                push(burst, iface, claim, claimed.segs_of(frame));
+            }
         }
         burst.put_memif(claimed);
         match result {
@@ -208,20 +206,10 @@ impl MemifTx {
         run: Range<usize>,
         list: &mut CopyList,
     ) -> (usize, u64) {
-        let lengths = run.clone().map(|at| burst.meta(at).frame_bytes());
+        let lengths = burst.metas(run.clone()).iter().map(Meta::frame_bytes);
         // A violation comes again, and is told, when the first packet is sent alone.
         let count = self.queue.reserve_run(lengths, &mut self.segs).unwrap_or(0);
-        let mut bytes = 0;
-        for (at, place) in run.zip(&self.segs.as_slice()[..count]) {
-            burst.settle(at);
-            let (head, body) = burst.parts(at);
-            let mut to = copy::peer_seg_mut(place).write(head);
-            for part in body {
-                to = list.plan(*part, to).1;
-            }
-            bytes += place.len() as u64;
-        }
-        (count, bytes)
+        (count, burst.write_run(run, &self.segs.as_slice()[..count], list))
     }
 
     /// A frame over several slots.
@@ -282,6 +270,21 @@ impl MemifTx {
     pub fn free(&mut self, wanted: usize) -> usize {
         self.queue.free_at_least(wanted as u16).map_or(0, usize::from)
     }
+}
+
+/// Takes a frame of no piece (it is oversize) to many into the burst.
+fn push(burst: &mut Burst, iface: IfaceId, claim: u32, frame: &[memif::Seg]) {
+    match frame {
+        [one] => burst.push(iface, claim, copy::peer_seg(one)),
+        [] => burst.push(iface, claim, copy::Seg::EMPTY),
+        many => {
+            let mut pieces = [copy::Seg::EMPTY; memif::MAX_RX_SEGS];
+            for (piece, seg) in pieces.iter_mut().zip(many) {
+                *piece = copy::peer_seg(seg);
+            }
+            burst.push_pieces(iface, claim, &pieces[..many.len()])
+        }
+    };
 }
 
 /// Whether a peer that did this has cost the worker time, which a new connection would grant anew.

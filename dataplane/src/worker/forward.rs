@@ -90,14 +90,20 @@ impl State {
             events: &mut self.handle.events,
         };
         let mut fast = path::Fast::new(tables, iface);
-        let mut bytes = 0;
-        for (at, verdict) in verdicts.iter_mut().enumerate() {
-            let mut packet = self.burst.packet(at);
-            bytes += packet.frame_bytes() as u64;
-            *verdict = match fast.as_mut().and_then(|fast| fast.forward(&mut packet)) {
-                Some(verdict) => verdict,
-                None => decide_fully(&mut cx, &mut self.burst, iface, at),
-            };
+        let (mut at, mut bytes) = (0, 0);
+        while at < verdicts.len() {
+            if let Some(fast) = &mut fast {
+                let (slots, metas) = self.burst.rest_mut(at);
+                let (sure, sure_bytes) = fast.forward_run(slots, metas);
+                verdicts[at..at + sure].fill(Verdict::Forward);
+                at += sure;
+                bytes += sure_bytes;
+            }
+            if let Some(verdict) = verdicts.get_mut(at) {
+                bytes += u64::from(self.burst.meta(at).frame_bytes());
+                *verdict = decide_fully(&mut cx, &mut self.burst, iface, at);
+                at += 1;
+            }
         }
         bytes
     }
@@ -199,14 +205,12 @@ impl State {
 /// The packets from `at` on that leave as they are by one interface.
 #[inline]
 fn train(burst: &Burst, verdicts: &[Verdict], at: usize) -> Range<usize> {
+    let rest = verdicts[at..].iter().zip(burst.metas(at..verdicts.len()));
     let out = burst.meta(at).out;
-    let fits = |end: usize, verdict: Verdict| {
-        let meta = burst.meta(end);
+    let fits = |&(&verdict, meta): &(&Verdict, &Meta)| {
         verdict == Verdict::Forward && meta.out == out && is_plain(meta)
     };
-    let rest = verdicts[at..].iter().enumerate();
-    let len = rest.take_while(|&(i, &verdict)| fits(at + i, verdict)).count();
-    at..at + len
+    at..at + rest.take_while(fits).count()
 }
 
 /// Neither to be split, nor to be summed.

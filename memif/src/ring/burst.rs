@@ -108,6 +108,51 @@ pub struct RxBurst {
     segs: Box<[MaybeUninit<Seg>]>,
     n_frames: usize,
     n_segs: usize,
+    /// Whether a frame was added that does not have one segment.
+    mixed: bool,
+}
+
+/// The free places of a burst, to be filled with frames of one segment.
+#[derive(Debug)]
+pub(crate) struct Spare<'a> {
+    places: std::iter::Zip<
+        std::slice::IterMut<'a, MaybeUninit<RxFrame>>,
+        std::slice::IterMut<'a, MaybeUninit<Seg>>,
+    >,
+    room: usize,
+    n_frames: &'a mut usize,
+    n_segs: &'a mut usize,
+    next_seg: usize,
+}
+
+impl Spare<'_> {
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Adds a frame, if there is room.
+    #[inline]
+    pub(crate) fn push(&mut self, seg: Seg) {
+        let Some((frame, place)) = self.places.next() else { return };
+        place.write(seg);
+        frame.write(RxFrame {
+            first_seg: self.next_seg as u16,
+            n_segs: 1,
+            len_bytes: seg.len_bytes,
+            n_slots: 1,
+        });
+        self.next_seg += 1;
+    }
+
+    /// Makes what was added part of the burst, and says how much it was.
+    #[inline]
+    pub(crate) fn keep(self) -> usize {
+        let added = self.next_seg - *self.n_segs;
+        *self.n_segs += added;
+        *self.n_frames += added;
+        added
+    }
 }
 
 impl RxBurst {
@@ -120,14 +165,14 @@ impl RxBurst {
             segs: vec![MaybeUninit::uninit(); frames * 5 + MAX_RX_SEGS].into_boxed_slice(),
             n_frames: 0,
             n_segs: 0,
+            mixed: false,
         }
     }
 
     /// Forgets all frames. Their slots stay claimed.
     #[inline]
     pub fn clear(&mut self) {
-        self.n_frames = 0;
-        self.n_segs = 0;
+        (self.n_frames, self.n_segs, self.mixed) = (0, 0, false);
     }
 
     /// The frames, in the order of their slots.
@@ -144,6 +189,13 @@ impl RxBurst {
     pub fn segs(&self) -> &[Seg] {
         // SAFETY: the first n_segs places were written by `push_seg`.
         unsafe { std::slice::from_raw_parts(self.segs.as_ptr().cast(), self.n_segs) }
+    }
+
+    /// All segments, if each frame has exactly one: the frames need not be looked at.
+    #[inline]
+    #[must_use]
+    pub fn singles(&self) -> Option<&[Seg]> {
+        (!self.mixed).then(|| self.segs())
     }
 
     /// The segments of one frame.
@@ -168,10 +220,18 @@ impl RxBurst {
         self.n_frames == 0
     }
 
-    /// Frames of one segment each that still fit.
+    /// The places that are free.
     #[inline]
-    pub(crate) fn room(&self) -> usize {
-        (self.frames.len() - self.n_frames).min(self.segs.len() - self.n_segs)
+    pub(crate) fn spare(&mut self) -> Spare<'_> {
+        let frames = &mut self.frames[self.n_frames..];
+        let segs = &mut self.segs[self.n_segs..];
+        Spare {
+            room: frames.len().min(segs.len()),
+            places: frames.iter_mut().zip(segs),
+            next_seg: self.n_segs,
+            n_frames: &mut self.n_frames,
+            n_segs: &mut self.n_segs,
+        }
     }
 
     /// Segments that still fit.
@@ -203,27 +263,6 @@ impl RxBurst {
         slots
     }
 
-    /// Adds a frame of one segment.
-    ///
-    /// # Safety
-    /// `room()` is not zero.
-    #[inline]
-    pub(crate) unsafe fn push_single(&mut self, seg: Seg) {
-        let frame = RxFrame {
-            first_seg: self.n_segs as u16,
-            n_segs: 1,
-            len_bytes: seg.len_bytes,
-            n_slots: 1,
-        };
-        // SAFETY: the caller checked that both arrays have room.
-        unsafe {
-            self.segs.get_unchecked_mut(self.n_segs).write(seg);
-            self.frames.get_unchecked_mut(self.n_frames).write(frame);
-        }
-        self.n_segs += 1;
-        self.n_frames += 1;
-    }
-
     pub(crate) fn push_seg(&mut self, seg: Seg) {
         self.segs[self.n_segs].write(seg);
         self.n_segs += 1;
@@ -232,6 +271,7 @@ impl RxBurst {
     pub(crate) fn push_frame(&mut self, frame: RxFrame) {
         self.frames[self.n_frames].write(frame);
         self.n_frames += 1;
+        self.mixed = true;
     }
 }
 
@@ -278,5 +318,24 @@ impl TxSegs {
     pub(crate) fn push(&mut self, seg: SegMut) {
         self.segs[self.n_segs].write(seg);
         self.n_segs += 1;
+    }
+
+    /// Fills it from the front with what `place` makes of each, up to the first that it makes
+    /// nothing of. Returns how many.
+    #[inline(always)]
+    pub(crate) fn fill<T, E>(
+        &mut self,
+        all: impl Iterator<Item = T>,
+        mut place: impl FnMut(T) -> Result<Option<SegMut>, E>,
+    ) -> Result<usize, E> {
+        self.n_segs = 0;
+        let mut filled = 0;
+        for (to, each) in self.segs.iter_mut().zip(all) {
+            let Some(seg) = place(each)? else { break };
+            to.write(seg);
+            filled += 1;
+        }
+        self.n_segs = filled;
+        Ok(filled)
     }
 }

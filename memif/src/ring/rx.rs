@@ -171,34 +171,53 @@ impl RxQueue {
         max_frames: usize,
         out: &mut RxBurst,
     ) -> Result<usize, Violation> {
-        let end = self.cursor.wrapping_add(available);
         let (mut slot, mut claimed) = (self.cursor, 0);
-        let mut room = out.room().min(max_frames);
-        while room != 0 && slot != end {
-            // Never beyond what the peer has filled: it is about to write there, and would have to
-            // take the line back.
-            if end.wrapping_sub(slot) > PREFETCH_SLOTS {
-                self.ring.prefetch(slot.wrapping_add(PREFETCH_SLOTS));
+        let end = slot.wrapping_add(available);
+        loop {
+            let most = max_frames - claimed;
+            let (singles, other) = self.claim_singles::<SERVER>(slot, end, most, out)?;
+            slot = slot.wrapping_add(singles as u16);
+            claimed += singles;
+            let Some(first) = other else { break };
+            match self.claim_chain::<SERVER>(&mut slot, end, first, out)? {
+                Next::Frame => claimed += 1,
+                Next::Unfinished | Next::BurstFull => break,
             }
-            let d = self.ring.snapshot(slot);
-            let single = d.flags & DESC_FLAG_NEXT == 0;
-            if single && d.length.wrapping_sub(1) < self.max_frame_bytes {
-                let seg = self.resolve::<SERVER>(slot, d)?;
-                prefetch_read(seg.pointer);
-                // SAFETY: room counts the frames and segments that `out` has place for.
-                unsafe { out.push_single(seg) };
-                slot = slot.wrapping_add(1);
-                room -= 1;
-            } else {
-                match self.claim_chain::<SERVER>(&mut slot, end, d, out)? {
-                    Next::Frame => room = out.room().min(max_frames - claimed - 1),
-                    Next::Unfinished | Next::BurstFull => break,
-                }
-            }
-            claimed += 1;
         }
         self.cursor = slot;
         Ok(claimed)
+    }
+
+    /// Claims frames of one slot each, which is what most are. Returns how many, and the descriptor
+    /// that ended it if that is of another kind. A function of its own, so that what the loop needs
+    /// stays in registers.
+    #[inline(never)]
+    fn claim_singles<const SERVER: bool>(
+        &self,
+        start: u16,
+        end: u16,
+        max_frames: usize,
+        out: &mut RxBurst,
+    ) -> Result<(usize, Option<Snapshot>), Violation> {
+        let available = end.wrapping_sub(start);
+        let mut spare = out.spare();
+        let most = max_frames.min(usize::from(available)).min(spare.room());
+        for ahead in 0..most as u16 {
+            let slot = start.wrapping_add(ahead);
+            // Never beyond what the peer has filled: it is about to write there, and would have to
+            // take the line back.
+            if available - ahead > PREFETCH_SLOTS {
+                self.ring.prefetch(slot.wrapping_add(PREFETCH_SLOTS));
+            }
+            let d = self.ring.snapshot(slot);
+            if d.flags & DESC_FLAG_NEXT != 0 || d.length.wrapping_sub(1) >= self.max_frame_bytes {
+                return Ok((spare.keep(), Some(d)));
+            }
+            let seg = self.resolve::<SERVER>(slot, d)?;
+            prefetch_read(seg.pointer);
+            spare.push(seg);
+        }
+        Ok((spare.keep(), None))
     }
 
     /// Checks a snapshot and turns it into an address.

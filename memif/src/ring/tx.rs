@@ -195,26 +195,39 @@ impl TxQueue {
         frames: impl ExactSizeIterator<Item = u32>,
         out: &mut TxSegs,
     ) -> Result<usize, Violation> {
-        out.clear();
         let wanted = frames.len().min(MAX_TX_SEGS);
         if usize::from(self.limit.wrapping_sub(self.cursor())) < wanted {
             self.refresh()?;
         }
-        let mut slot = self.cursor();
-        let room = usize::from(self.limit.wrapping_sub(slot)).min(wanted);
-        for len_bytes in frames.take(room) {
+        let count = match self.role {
+            Role::Server => self.reserve_singles::<true>(frames, out),
+            Role::Client => self.reserve_singles::<false>(frames, out),
+        }?;
+        self.set_cursor(self.cursor().wrapping_add(count as u16));
+        Ok(count)
+    }
+
+    /// The loop of [`reserve_run`](Self::reserve_run): a function of its own, so that what it needs
+    /// stays in registers.
+    #[inline(never)]
+    fn reserve_singles<const SERVER: bool>(
+        &self,
+        frames: impl ExactSizeIterator<Item = u32>,
+        out: &mut TxSegs,
+    ) -> Result<usize, Violation> {
+        let start = self.cursor();
+        let room = usize::from(self.limit.wrapping_sub(start));
+        out.fill(frames.take(room).zip(0u16..), |(len_bytes, i)| {
+            let slot = start.wrapping_add(i);
             self.ring.prefetch_to_write(slot.wrapping_add(PREFETCH_SLOTS));
-            let (buffer, region) = self.buffer(slot)?;
+            let (buffer, region) = self.buffer_as::<SERVER>(slot)?;
             if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
-                break;
+                return Ok(None);
             }
             prefetch_write(buffer.pointer);
-            self.fill(slot, 0, region, len_bytes);
-            out.push(SegMut { pointer: buffer.pointer, len_bytes });
-            slot = slot.wrapping_add(1);
-        }
-        self.set_cursor(slot);
-        Ok(out.as_slice().len())
+            self.fill_as::<SERVER>(slot, 0, region, len_bytes);
+            Ok(Some(SegMut { pointer: buffer.pointer, len_bytes }))
+        })
     }
 
     /// The buffer of a slot, from one snapshot of its descriptor (server) or from what we know
@@ -222,23 +235,27 @@ impl TxQueue {
     #[inline]
     pub(super) fn buffer(&self, slot: u16) -> Result<(SegMut, u16), Violation> {
         match self.role {
-            Role::Server => {
-                let d = self.ring.snapshot(slot);
-                let view = self.views.get(usize::from(d.region));
-                let size = view.map_or(0, |v| v.size);
-                let end = u64::from(d.offset) + u64::from(d.length);
-                if d.length < MIN_CAPACITY_BYTES || end > size {
-                    return Err(self.blame(bad_buffer(slot, d, size)));
-                }
-                let base = view.map_or(std::ptr::null_mut(), |v| v.base);
-                let pointer = base.wrapping_add(d.offset as usize);
-                Ok((SegMut { pointer, len_bytes: d.length }, d.region))
-            }
-            Role::Client => {
-                let pointer = self.own.pointer(self.own.slot(slot));
-                Ok((SegMut { pointer, len_bytes: self.own.stride() }, self.own.region()))
-            }
+            Role::Server => self.buffer_as::<true>(slot),
+            Role::Client => self.buffer_as::<false>(slot),
         }
+    }
+
+    #[inline(always)]
+    fn buffer_as<const SERVER: bool>(&self, slot: u16) -> Result<(SegMut, u16), Violation> {
+        if !SERVER {
+            let pointer = self.own.pointer(self.own.slot(slot));
+            return Ok((SegMut { pointer, len_bytes: self.own.stride() }, self.own.region()));
+        }
+        let d = self.ring.snapshot(slot);
+        let Some(view) = self.views.get(usize::from(d.region)) else {
+            return Err(self.blame(bad_buffer(slot, d, 0)));
+        };
+        let end = u64::from(d.offset) + u64::from(d.length);
+        if d.length < MIN_CAPACITY_BYTES || end > view.size {
+            return Err(self.blame(bad_buffer(slot, d, view.size)));
+        }
+        let pointer = view.base.wrapping_add(d.offset as usize);
+        Ok((SegMut { pointer, len_bytes: d.length }, d.region))
     }
 
     /// Writes the descriptor of a slot: the server only what is its to say, the client all of it,
@@ -246,12 +263,18 @@ impl TxQueue {
     #[inline]
     pub(super) fn fill(&self, slot: u16, flags: u16, region: u16, length: u32) {
         match self.role {
-            Role::Server => self.ring.write_length(slot, flags, region, length),
-            Role::Client => {
-                let empty = self.own.empty(self.own.slot(slot));
-                self.ring.write(slot, Snapshot { flags, length, ..empty });
-            }
+            Role::Server => self.fill_as::<true>(slot, flags, region, length),
+            Role::Client => self.fill_as::<false>(slot, flags, region, length),
         }
+    }
+
+    #[inline(always)]
+    fn fill_as<const SERVER: bool>(&self, slot: u16, flags: u16, region: u16, length: u32) {
+        if SERVER {
+            return self.ring.write_length(slot, flags, region, length);
+        }
+        let empty = self.own.empty(self.own.slot(slot));
+        self.ring.write(slot, Snapshot { flags, length, ..empty });
     }
 
     /// A frame longer than the next buffer: as many slots as it needs, or none.

@@ -110,36 +110,38 @@ impl Endpoint {
             return Ok(0);
         }
         let now = now_ns();
-        let mut slots = 0u16;
-        for n in 0..frames {
-            let frame = self.burst.frames()[n];
-            slots = slots.wrapping_add(frame.n_slots);
-            let Some(queue) = self.port.rx(index) else { break };
-            let Some(bytes) = queue.copy_to(&self.burst, &frame, &mut self.buffer) else {
-                self.others += 1;
-                continue;
-            };
-            let seen = self.see(bytes);
-            if !self.tracker.take(seen, bytes, now) {
+        let mut done = 0;
+        while done < frames {
+            let (tracked, other) = self.track(index, done, now);
+            done += tracked;
+            if let Some(bytes) = other {
                 self.answer(bytes)?;
+                done += 1;
             }
         }
+        let slots = self.burst.frames().iter().fold(0u16, |sum, f| sum.wrapping_add(f.n_slots));
         if let Some(queue) = self.port.rx(index) {
             queue.release(slots);
         }
         Ok(frames)
     }
 
-    /// What the first bytes of the buffer are.
-    #[inline]
-    fn see(&self, bytes: usize) -> packet::Seen {
-        let frame = &self.buffer[..bytes];
-        match packet::read_header(frame, self.l3) {
-            packet::Seen::Ours { seq, .. } if seq & self.believed_mask == 0 => {
-                packet::read(frame, self.l3)
+    /// Copies and tracks the burst's frames from this one on, up to the first that is no generator's:
+    /// its length, once it is in the buffer. Returns how many were tracked.
+    fn track(&mut self, index: usize, from: usize, now: u64) -> (usize, Option<usize>) {
+        let Self { port, burst, buffer, tracker, l3, believed_mask, others, .. } = self;
+        let frames = burst.frames().get(from..).unwrap_or(&[]);
+        let Some(queue) = port.rx(index) else { return (frames.len(), None) };
+        for (n, frame) in frames.iter().enumerate() {
+            let Some(bytes) = queue.copy_to(burst, frame, buffer) else {
+                *others += 1;
+                continue;
+            };
+            if !tracker.take(see(&buffer[..bytes], *l3, *believed_mask), bytes, now) {
+                return (n, Some(bytes));
             }
-            seen => seen,
         }
+        (frames.len(), None)
     }
 
     #[cold]
@@ -213,5 +215,14 @@ impl Endpoint {
             std::thread::sleep(Duration::from_micros(100));
         }
         Ok(frames)
+    }
+}
+
+/// What a frame is. Those whose number has one of the bits are believed by their headers.
+#[inline]
+fn see(frame: &[u8], l3: usize, believed_mask: u32) -> packet::Seen {
+    match packet::read_header(frame, l3) {
+        packet::Seen::Ours { seq, .. } if seq & believed_mask == 0 => packet::read(frame, l3),
+        seen => seen,
     }
 }

@@ -201,6 +201,12 @@ impl Template {
         }
     }
 
+    /// The frame as it was marked last.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes of the frame.
     #[must_use]
     pub fn frame_bytes(&self) -> usize {

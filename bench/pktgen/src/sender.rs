@@ -39,10 +39,17 @@ struct Lane {
     turn: usize,
 }
 
+/// Bytes that the copies of the templates may take: part of a first-level cache.
+const COPIES_BYTES: usize = 16 * 1024;
+/// Most copies of a template.
+const COPIES: usize = 16;
+
 /// Sends a stream.
 #[derive(Debug)]
 pub struct Sender {
-    templates: Vec<Template>,
+    /// Sets of templates, one of each size. A frame is marked in one set while others wait to be
+    /// copied out: reading in wide pieces what was just written in narrow ones stalls a CPU.
+    sets: Vec<Vec<Template>>,
     next_template: usize,
     lanes: Vec<Lane>,
     dst_count: u16,
@@ -72,8 +79,10 @@ impl Sender {
             let flows = (usize::from(traffic.flows) - q).div_ceil(queues);
             Lane { seqs: vec![0; flows], turn: 0 }
         });
+        let templates: Vec<_> = templates.collect::<Result<_, _>>()?;
+        let set_bytes: usize = templates.iter().map(Template::frame_bytes).sum();
         Ok(Self {
-            templates: templates.collect::<Result<_, _>>()?,
+            sets: vec![templates; (COPIES_BYTES / set_bytes).clamp(1, COPIES)],
             next_template: 0,
             lanes: lanes.collect(),
             dst_count: traffic.dst_count.max(1),
@@ -86,7 +95,7 @@ impl Sender {
 
     /// Puts these bytes in front of every frame: the headers of a tunnel.
     pub fn wrap(&mut self, outer: &[u8]) {
-        self.templates.iter_mut().for_each(|template| template.wrap(outer));
+        self.sets.iter_mut().flatten().for_each(|template| template.wrap(outer));
     }
 
     /// Tags the bodies only of frames whose number is a multiple of `every` (rounded up to a power
@@ -125,23 +134,21 @@ impl Sender {
         max_frames: usize,
         now_ns: u64,
     ) -> Result<usize, Violation> {
-        let (mut put, templates) = (0, self.templates.len());
+        let mut put = 0;
         while put < max_frames {
             let wanted = (max_frames - put).min(MAX_TX_SEGS);
-            let template =
-                |n| if templates == 1 { 0 } else { (self.next_template + n) % templates };
-            let lengths = (0..wanted).map(|n| self.templates[template(n)].frame_bytes() as u32);
+            let (sizes, next) = (&self.sets[0], self.next_template);
+            let lengths = (0..wanted).map(|n| match sizes.as_slice() {
+                [one] => one.frame_bytes() as u32,
+                all => all[(next + n) % all.len()].frame_bytes() as u32,
+            });
             let reserved = queue.reserve_run(lengths, &mut self.places)?;
-            for n in 0..reserved {
-                let place = self.places.as_slice()[n];
-                let written = queue.write_to(&place, self.mark_next(index, now_ns));
-                debug_assert!(written, "reserved for this frame");
-                self.advance(index);
-            }
+            self.write(index, queue, reserved, now_ns);
             put += reserved;
             // A frame of several slots, or no room.
             if reserved < wanted {
-                if !queue.send(self.mark_next(index, now_ns))? {
+                let template = self.mark_next(index, 0, now_ns);
+                if !queue.send(self.sets[0][template].bytes())? {
                     self.sent.ring_full += 1;
                     break;
                 }
@@ -152,31 +159,51 @@ impl Sender {
         Ok(put)
     }
 
-    /// The next frame of a queue.
+    /// Marks the next frames of a queue and writes them to the places reserved for them.
+    fn write(&mut self, index: usize, queue: &TxQueue, count: usize, now_ns: u64) {
+        let mut written = 0;
+        while written < count {
+            let copies = self.sets.len().min(count - written);
+            let mut marked = [0; COPIES];
+            for (copy, template) in marked[..copies].iter_mut().enumerate() {
+                *template = self.mark_next(index, copy, now_ns);
+                self.advance(index);
+            }
+            let places = &self.places.as_slice()[written..];
+            for ((set, template), place) in self.sets.iter().zip(&marked[..copies]).zip(places) {
+                let written = queue.write_to(place, set[*template].bytes());
+                debug_assert!(written, "reserved for this frame");
+            }
+            written += copies;
+        }
+    }
+
+    /// Marks the next frame of a queue in this set, and says in which template.
     #[inline]
-    fn mark_next(&mut self, index: usize, time_ns: u64) -> &[u8] {
+    fn mark_next(&mut self, index: usize, set: usize, time_ns: u64) -> usize {
         let lane = &self.lanes[index];
         let flow = (index + lane.turn * self.lanes.len()) as u16;
         let seq = lane.seqs[lane.turn];
         let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
         let mark = Mark { flow, seq, time_ns, port_offset: flow, dst_offset };
-        let template = &mut self.templates[self.next_template];
+        let template = &mut self.sets[set][self.next_template];
         match seq & self.untagged_mask {
             0 => template.mark(mark),
             _ => template.mark_header(mark),
-        }
+        };
+        self.next_template
     }
 
-    /// That frame is in the ring.
+    /// The frame that was marked last is sent, or will be.
     #[inline]
     fn advance(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
         self.sent.frames += 1;
-        self.sent.bytes += self.templates[self.next_template].frame_bytes() as u64;
+        self.sent.bytes += self.sets[0][self.next_template].frame_bytes() as u64;
         lane.seqs[lane.turn] = lane.seqs[lane.turn].wrapping_add(1);
         lane.turn = if lane.turn + 1 == lane.seqs.len() { 0 } else { lane.turn + 1 };
         let next = self.next_template + 1;
-        self.next_template = if next == self.templates.len() { 0 } else { next };
+        self.next_template = if next == self.sets[0].len() { 0 } else { next };
     }
 }
 

@@ -155,7 +155,7 @@ impl MemifDevice {
             sender.tag_every(VERIFY_EVERY);
             self.rx.tracker.reset();
             let (duration, rate_pps) = (Some(duration), load.rate_pps);
-            let plan = Plan { duration, rate_pps, busy: true, ..Plan::default() };
+            let plan = Plan { duration, rate_pps, busy: true, burst_frames: 64, ..Plan::default() };
             report =
                 Some(run(Some((&mut self.tx, &mut sender)), Some(&mut self.rx), &plan, &stop)?);
         }

@@ -8,9 +8,7 @@
 use wire::{Ethernet, Header, Ipv4, Tcp, Udp, protocol};
 
 use super::lookup::{Route, routable4};
-use super::{
-    Checksum, Gso, HEADROOM_BYTES, Meta, NoProbe, Packet, Slot, gateway, parse, rewrite,
-};
+use super::{Checksum, Gso, HEADROOM_BYTES, Meta, NoProbe, Packet, Slot, gateway, parse, rewrite};
 use crate::table::{HopKind, Iface, IfaceKind, NextHop, NextHopId, Tables, Vrf};
 
 /// Link header, IP header without options, ports.

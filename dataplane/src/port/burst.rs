@@ -89,9 +89,10 @@ impl Burst {
     /// own, so that what the loop needs stays in registers.
     #[inline(never)]
     pub(super) fn push_singles(&mut self, iface: IfaceId, claim: u32, frames: &[memif::Seg]) {
-        let places = self.slots.iter_mut().zip(self.meta.iter_mut()).skip(self.len);
-        let count = frames.len().min(BURST_PKTS - self.len);
-        for ((slot, meta), (frame, i)) in places.zip(frames.iter().zip(0u32..)) {
+        let slots = &mut self.slots[self.len..];
+        let metas = &mut self.meta[self.len..];
+        let count = frames.len().min(slots.len());
+        for (((slot, meta), frame), i) in slots.iter_mut().zip(metas).zip(frames).zip(0u32..) {
             let claim = claim.wrapping_add(i);
             take_in(slot, meta, &mut self.segs, (iface, claim), peer_seg(frame));
         }
@@ -210,13 +211,14 @@ impl Burst {
         list: &mut CopyList,
     ) -> u64 {
         let mut bytes = 0;
-        let packets = self.slots.iter().zip(self.meta.iter_mut()).skip(run.start);
-        for ((slot, meta), place) in packets.zip(places).take(run.len()) {
+        let packets = self.slots[run.clone()].iter().zip(&mut self.meta[run]);
+        for ((slot, meta), place) in packets.zip(places) {
             let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end)).unwrap_or(&[]);
             let mut to = peer_seg_mut(place).write(head);
             if meta.seg_count != 0 {
                 settle(meta, &mut self.segs);
-                let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+                let body =
+                    usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
                 for part in self.segs.get(body).unwrap_or(&[]) {
                     to = list.plan(*part, to).1;
                 }

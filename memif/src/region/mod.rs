@@ -265,6 +265,7 @@ impl Regions {
     }
 
     /// Whether `bytes` bytes at `pointer` lie in one of the regions.
+    #[inline]
     pub(crate) fn contains(&self, pointer: *const u8, bytes: usize) -> bool {
         let start = pointer as usize;
         self.regions.iter().any(|r| {

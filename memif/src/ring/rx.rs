@@ -356,6 +356,7 @@ impl RxQueue {
 
     /// Copies one frame of a burst into private memory and returns its length; `None` when `buffer`
     /// is too short or the frame is not one of this connection.
+    #[inline]
     #[must_use]
     pub fn copy_to(&self, burst: &RxBurst, frame: &RxFrame, buffer: &mut [u8]) -> Option<usize> {
         let mut at = 0;

@@ -203,8 +203,8 @@ fn keep(row: &Row) {
 
 fn slice_time(frames: u64) -> Duration {
     Duration::from_millis(match frames {
-        ..=SHORT => 60,
-        ..1_000_000 => 150,
+        frames if frames <= SHORT => 60,
+        frames if frames < 1_000_000 => 150,
         _ => 500,
     })
 }

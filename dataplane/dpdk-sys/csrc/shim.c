@@ -78,6 +78,11 @@ void bl_mbuf_free(struct rte_mbuf *mbuf)
 	rte_pktmbuf_free(mbuf);
 }
 
+void bl_mbuf_free_bulk(struct rte_mbuf **mbufs, unsigned int count)
+{
+	rte_pktmbuf_free_bulk(mbufs, count);
+}
+
 int bl_eth_info(uint16_t port, struct bl_eth_info *out)
 {
 	struct rte_eth_dev_info info;

@@ -125,6 +125,7 @@ struct rte_mempool *bl_mempool_create(const char *name, uint32_t mbufs, uint32_t
 				      uint16_t data_room_bytes);
 int bl_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int count);
 void bl_mbuf_free(struct rte_mbuf *mbuf);
+void bl_mbuf_free_bulk(struct rte_mbuf **mbufs, unsigned int count);
 
 int bl_eth_info(uint16_t port, struct bl_eth_info *info);
 int bl_eth_configure(uint16_t port, const struct bl_eth_conf *conf);

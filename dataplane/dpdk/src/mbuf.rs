@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use arrayvec::ArrayVec;
 use dpdk_sys as sys;
 
 /// One packet: a buffer, or a chain of them, owned here until dropped or sent.
@@ -75,6 +76,17 @@ pub struct TxOffload {
 }
 
 impl Mbuf {
+    /// Gives packets back to their pools, those of one pool together.
+    pub fn free_all<const N: usize>(packets: &mut ArrayVec<Self, N>) {
+        let count = packets.len();
+        // SAFETY: an Mbuf is a transparent non-null pointer that owns its chain. The list forgets
+        // its elements first, so that nothing is freed twice; its memory stays until the call ends.
+        unsafe {
+            packets.set_len(0);
+            sys::bl_mbuf_free_bulk(packets.as_mut_ptr().cast(), count as u32);
+        }
+    }
+
     fn field<T>(&self, offset: sys::bl_offset) -> *mut T {
         // SAFETY: the offsets are those of struct rte_mbuf in the headers this was built with, so
         // the result lies inside the buffer's header.

@@ -95,6 +95,23 @@ fn buffers_keep_their_bytes_and_return_to_the_pool() {
 }
 
 #[test]
+fn packets_of_several_pools_are_given_back_together() {
+    let config = MempoolConfig { mbufs: 63, data_bytes: 256, cache: 0 };
+    let pools = [0, 1].map(|_| Mempool::new(eal(), &config).expect("pool"));
+    let mut list = ArrayVec::<Mbuf, 64>::new();
+    for pool in pools.iter().cycle().take(40) {
+        list.push(pool.alloc().expect("a buffer"));
+    }
+    list[3].chain(pools[0].alloc().expect("a buffer")).expect("two buffers");
+    assert_eq!(pools.each_ref().map(Mempool::available), [63 - 21, 63 - 20]);
+    Mbuf::free_all(&mut list);
+    assert!(list.is_empty());
+    assert_eq!(pools.each_ref().map(Mempool::available), [63, 63]);
+    Mbuf::free_all(&mut list);
+    assert_eq!(pools.each_ref().map(Mempool::available), [63, 63], "of nothing, nothing");
+}
+
+#[test]
 fn bulk_allocation_is_all_or_nothing() {
     let config = MempoolConfig { mbufs: 63, data_bytes: 256, cache: 0 };
     let pool = Mempool::new(eal(), &config).expect("pool");

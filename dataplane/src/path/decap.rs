@@ -200,6 +200,11 @@ fn may_send(tables: &Tables, vrf: &Vrf, src: Vtep) -> bool {
     !own && (known == NextHopId::CLUSTER_VTEP || is_peer(vrf, src))
 }
 
+/// The same for an IPv4 tunnel end.
+pub(super) fn may_send4(tables: &Tables, vrf: &Vrf, src: u32) -> bool {
+    may_send(tables, vrf, Vtep::V4(src))
+}
+
 fn is_peer(vrf: &Vrf, src: Vtep) -> bool {
     let src = match src {
         Vtep::V4(a) => std::net::IpAddr::V4(a.into()),

@@ -136,7 +136,8 @@ fn foreign_source6<P: Probe>(from: &Origin<'_>, ip: Ip6, probe: &mut P) -> Step<
 }
 
 /// RFC 1812 §5.3.7: this network, loopback, multicast, reserved and broadcast.
-fn is_martian_source4(addr: u32) -> bool {
+#[inline]
+pub(super) fn is_martian_source4(addr: u32) -> bool {
     matches!(addr >> 24, 0 | 127 | 224..)
 }
 

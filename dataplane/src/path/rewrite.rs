@@ -57,8 +57,9 @@ pub(super) fn is_ready(hop: &NextHop) -> bool {
     }
 }
 
+/// By a local interface's link header, of whatever length the packet's own was.
 #[inline(always)]
-fn local(packet: &mut Packet<'_>, hop: &NextHop, enters: bool) -> Option<()> {
+pub(super) fn local(packet: &mut Packet<'_>, hop: &NextHop, enters: bool) -> Option<()> {
     packet.meta.outer = 0;
     let version = packet.meta.ip_version;
     match usize::from(hop.rewrite_len) {

@@ -187,6 +187,15 @@ impl Burst {
         partial_sum(&[], &segs[..count]).fold()
     }
 
+    /// Head, body and facts of a packet, to be sent as it is.
+    #[inline]
+    pub fn parts(&self, index: usize) -> (&[u8], &[Seg], &Meta) {
+        let meta = &self.meta[index];
+        let head = usize::from(meta.start)..usize::from(meta.end);
+        let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+        (&self.slots[index].0[head], self.segs.get(body).unwrap_or(&[]), meta)
+    }
+
     /// The facts of a run of packets.
     #[inline]
     pub fn metas(&self, run: Range<usize>) -> &[Meta] {

@@ -1,18 +1,19 @@
 //! Queues of a DPDK device. Frames are read in place; what is sent is copied once into buffers of
 //! the device's pool.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use dpdk::{Mbuf, Mempool, RxQueue, TxQueue};
 
-use super::{Burst, Health, Outgoing};
+use super::{BURST_PKTS, Burst, Health, Outgoing};
 use crate::copy::{self, CopyList, Seg};
 use crate::path::{Checksum, TxDropReason};
 use crate::table::IfaceId;
 
-const RX_PKTS: usize = 32;
+const RX_PKTS: usize = BURST_PKTS;
 /// Frames of one burst and the pieces of a few super-frames.
 const TX_PKTS: usize = 256;
 const SPARE_MBUFS: usize = 32;
@@ -68,41 +69,23 @@ impl EthRx {
         if self.pending.is_empty() && self.queue.burst(&mut self.pending) == 0 {
             return Health::Good;
         }
-        let mut left = max_pkts.min(self.pending.len());
-        while left > 0 && burst.room() > 0 {
-            let Some(mbuf) = self.pending.pop_at(0) else { break };
-            self.claim(iface, burst, mbuf);
-            left -= 1;
+        let count = max_pkts.min(self.pending.len()).min(burst.room());
+        for mbuf in &self.pending[..count] {
+            copy::prefetch_read(mbuf.data().as_ptr());
+        }
+        let Self { pending, held, free, .. } = self;
+        for mbuf in pending.drain(..count) {
+            let claim = free.pop().unwrap_or_else(|| {
+                held.push(None);
+                held.len() as u32 - 1
+            });
+            if take_in(iface, burst, claim, &mbuf) {
+                held[claim as usize] = Some(mbuf);
+            } else {
+                free.push(claim);
+            }
         }
         Health::Good
-    }
-
-    #[inline]
-    fn claim(&mut self, iface: IfaceId, burst: &mut Burst, mbuf: Mbuf) {
-        let claim = self.free.pop().unwrap_or_else(|| {
-            self.held.push(None);
-            self.held.len() as u32 - 1
-        });
-        let meta = if mbuf.segment_count() == 1 {
-            let data = mbuf.data();
-            burst.push(iface, claim, copy::owned_seg(data, 0, data.len()))
-        } else {
-            let mut pieces = [Seg::EMPTY; RX_SEGS];
-            let mut count = 0;
-            for (piece, data) in pieces.iter_mut().zip(mbuf.segments()) {
-                *piece = copy::owned_seg(data, 0, data.len());
-                count += 1;
-            }
-            burst.push_pieces(iface, claim, &pieces[..count])
-        };
-        if let Some(meta) = meta {
-            if mbuf.rx_checksum().l4 == dpdk::Checksum::Good {
-                meta.checksum = Checksum::Verified;
-            }
-            self.held[claim as usize] = Some(mbuf);
-        } else {
-            self.free.push(claim);
-        }
     }
 
     /// Gives a buffer back to its pool.
@@ -112,6 +95,19 @@ impl EthRx {
             *place = None;
             self.free.push(claim);
         }
+    }
+
+    /// Gives the buffers of a whole burst back.
+    #[inline]
+    pub fn release_all(&mut self, burst: &Burst) {
+        let mut done = ArrayVec::<Mbuf, BURST_PKTS>::new();
+        for meta in burst.metas(0..burst.len()) {
+            if let Some(mbuf) = self.held.get_mut(meta.claim as usize).and_then(Option::take) {
+                self.free.push(meta.claim);
+                done.push(mbuf);
+            }
+        }
+        Mbuf::free_all(&mut done);
     }
 
     /// Frames that the device lost since the last call. It counts for all its queues together, and
@@ -138,6 +134,28 @@ impl EthRx {
     pub fn disarm(&mut self) {
         self.queue.disarm();
     }
+}
+
+/// Reads a frame into the burst; false when there is no room.
+#[inline(always)]
+fn take_in(iface: IfaceId, burst: &mut Burst, claim: u32, mbuf: &Mbuf) -> bool {
+    let meta = if mbuf.segment_count() == 1 {
+        let data = mbuf.data();
+        burst.push(iface, claim, copy::owned_seg(data, 0, data.len()))
+    } else {
+        let mut pieces = [Seg::EMPTY; RX_SEGS];
+        let mut count = 0;
+        for (piece, data) in pieces.iter_mut().zip(mbuf.segments()) {
+            *piece = copy::owned_seg(data, 0, data.len());
+            count += 1;
+        }
+        burst.push_pieces(iface, claim, &pieces[..count])
+    };
+    let Some(meta) = meta else { return false };
+    if mbuf.rx_checksum().l4 == dpdk::Checksum::Good {
+        meta.checksum = Checksum::Verified;
+    }
+    true
 }
 
 impl EthTx {
@@ -177,6 +195,36 @@ impl EthTx {
         }
         self.pending.push(mbuf);
         Ok(bytes as u32)
+    }
+
+    /// Sends packets of a burst, as [`EthTx::send`] one by one, up to the first that is not sure to go.
+    /// Returns how many, and their bytes.
+    #[inline(never)]
+    pub fn send_run(
+        &mut self,
+        burst: &mut Burst,
+        run: Range<usize>,
+        list: &mut CopyList,
+    ) -> (usize, u64) {
+        let (mut count, mut bytes) = (0, 0);
+        for at in run.take(self.pending.remaining_capacity()) {
+            burst.settle(at);
+            let (head, body, meta) = burst.parts(at);
+            let frame_bytes = meta.frame_bytes();
+            if frame_bytes as usize > self.max_frame_bytes {
+                break;
+            }
+            let Some(mut mbuf) = self.buffer() else { break };
+            let Some(room) = mbuf.append(frame_bytes as usize) else { break };
+            let mut to = copy::owned_seg_mut(room).write(head);
+            for part in body {
+                to = list.plan(*part, to).1;
+            }
+            self.pending.push(mbuf);
+            count += 1;
+            bytes += u64::from(frame_bytes);
+        }
+        (count, bytes)
     }
 
     #[inline]

@@ -136,6 +136,8 @@ impl Rx {
     pub fn release_all(&mut self, burst: &Burst, pool: &mut BufferPool) {
         match self {
             Rx::Memif(rx) => rx.release_all(),
+            #[cfg(feature = "dpdk")]
+            Rx::Eth(rx) => rx.release_all(burst),
             other => (0..burst.len()).for_each(|at| other.release(burst.meta(at).claim, pool)),
         }
     }
@@ -236,7 +238,9 @@ impl Tx {
     ) -> (usize, u64) {
         match self {
             Tx::Memif(tx) => tx.send_run(burst, run, list),
-            _ => (0, 0),
+            #[cfg(feature = "dpdk")]
+            Tx::Eth(tx) => tx.send_run(burst, run, list),
+            Tx::Vnet(_) | Tx::Packet(_) => (0, 0),
         }
     }
 

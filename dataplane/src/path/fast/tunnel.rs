@@ -1,0 +1,147 @@
+//! Out of a tunnel over IPv4, from a tunnel end that may send on the VNI, to a pod's interface.
+
+use wire::{Ethernet, Header, Ipv4, Mac, Udp, Vxlan, ether_type, protocol};
+
+use super::super::{
+    Checksum, Gso, HEADROOM_BYTES, Meta, Packet, Slot, decap, ingress, parse, rewrite,
+};
+use super::{PACKET, Routes, Usual};
+use crate::table::{HopKind, Iface, Tables, Vrf};
+
+const UDP_AT: usize = Ethernet::BYTES + Ipv4::BYTES;
+/// Where the inner IP header begins.
+const INNER: usize = UDP_AT + Udp::BYTES + Vxlan::BYTES + Ethernet::BYTES;
+const LOOKED_AT: usize = INNER + PACKET;
+
+/// See the module.
+#[derive(Debug)]
+pub struct FromTunnel<'a> {
+    tables: &'a Tables,
+    iface: &'a Iface,
+    router_mac: Mac,
+    vxlan_port: u16,
+    /// The node's first tunnel end.
+    vtep: u32,
+    /// Who sent the packet before, on which VNI, and the VRF that it may reach by that.
+    last: Option<(u32, u32, &'a Vrf)>,
+    routes: Routes<'a>,
+}
+
+/// What the outer headers say.
+struct Outer {
+    src: u32,
+    vni: u32,
+}
+
+impl<'a> FromTunnel<'a> {
+    #[inline]
+    pub(super) fn new(tables: &'a Tables, iface: &'a Iface) -> Option<Self> {
+        Some(Self {
+            tables,
+            iface,
+            router_mac: tables.node.router_mac,
+            vxlan_port: tables.node.vxlan_port,
+            vtep: u32::from(*tables.node.vteps4.first()?),
+            last: None,
+            routes: Routes { tables, last: None },
+        })
+    }
+
+    /// A function of its own, so that what the loop needs stays in registers.
+    #[inline(never)]
+    pub(super) fn forward_run(&mut self, slots: &mut [Slot], metas: &mut [Meta]) -> (usize, u64) {
+        let (mut count, mut bytes) = (0, 0);
+        for (slot, meta) in slots.iter_mut().zip(metas) {
+            let frame_bytes = meta.frame_bytes();
+            if self.forward(slot, meta, frame_bytes).is_none() {
+                break;
+            }
+            count += 1;
+            bytes += u64::from(frame_bytes);
+        }
+        (count, bytes)
+    }
+
+    /// Forwards a packet, if that is sure.
+    #[inline(always)]
+    fn forward(&mut self, slot: &mut Slot, meta: &mut Meta, frame_bytes: u32) -> Option<()> {
+        let head = slot.0[HEADROOM_BYTES..].first_chunk::<LOOKED_AT>()?;
+        let usual = usize::from(meta.start) == HEADROOM_BYTES
+            && usize::from(meta.end) >= HEADROOM_BYTES + LOOKED_AT
+            && meta.gso == Gso::None
+            && meta.checksum != Checksum::Partial;
+        if !usual {
+            return None;
+        }
+        let (outer, inner) = head.split_first_chunk::<INNER>()?;
+        let outer = self.outer(outer, meta, frame_bytes)?;
+        let vrf = self.vrf(&outer)?;
+        let ip = Usual::of(inner.first_chunk()?, frame_bytes - INNER as u32)?;
+        if ip.ttl == 0 || ingress::is_martian_source4(ip.src) {
+            return None;
+        }
+        let (id, hop) = self.routes.lookup(vrf, ip.dst)?;
+        // Not out of one tunnel into another.
+        if hop.kind != HopKind::Local || ip.bytes > hop.mtu_bytes {
+            return None;
+        }
+        meta.iface = self.iface.id;
+        meta.vrf = vrf.id;
+        meta.fragment_mtu = 0;
+        meta.ip_version = 4;
+        meta.protocol = ip.protocol;
+        meta.l3 = INNER as u16;
+        meta.l4 = (INNER + Ipv4::BYTES) as u16;
+        meta.flow_hash = parse::flow4(ip.src, ip.dst, ip.ports, ip.protocol);
+        // If it was verified, that was the outer one.
+        meta.checksum = Checksum::Unknown;
+        meta.next_hop = id;
+        meta.out = hop.out;
+        rewrite::local(&mut Packet::new(slot, meta), hop, false)
+    }
+
+    /// Looks at the outer headers.
+    #[inline(always)]
+    fn outer(&self, head: &[u8; INNER], meta: &Meta, frame_bytes: u32) -> Option<Outer> {
+        let (link, rest) = head.split_first_chunk::<{ Ethernet::BYTES }>()?;
+        let (ip, rest) = rest.split_first_chunk::<{ Ipv4::BYTES }>()?;
+        let (udp, rest) = rest.split_first_chunk::<{ Udp::BYTES }>()?;
+        let (vxlan, inner) = rest.split_first_chunk::<{ Vxlan::BYTES }>()?;
+        let (link, ip, udp) = (Ethernet::view(link)?, Ipv4::view(ip)?, Udp::view(udp)?);
+        let inner = Ethernet::view(inner)?;
+        let usual = link.dst == self.iface.mac
+            && link.ether_type.get() == ether_type::IPV4
+            && ip.version_ihl == 0x45
+            && ip.protocol == protocol::UDP
+            && !ip.is_fragment()
+            && ip.dst.get() == self.vtep
+            // ECT(1) and CE change the inner packet (RFC 6040 §4.2).
+            && ip.tos & 1 == 0
+            && u32::from(ip.total_len.get()) + Ethernet::BYTES as u32 == frame_bytes
+            && udp.dst_port.get() == self.vxlan_port
+            && u32::from(udp.len.get()) + UDP_AT as u32 == frame_bytes
+            && (udp.checksum.get() == 0 || meta.checksum == Checksum::Verified)
+            && inner.dst == self.router_mac
+            && inner.ether_type.get() == ether_type::IPV4
+            && ip.verifies();
+        let vni = Vxlan::view(vxlan)?.vni()?;
+        usual.then(|| Outer { src: ip.src.get(), vni })
+    }
+
+    /// The VRF of the VNI, if the tunnel end may send on it.
+    #[inline(always)]
+    fn vrf(&mut self, outer: &Outer) -> Option<&'a Vrf> {
+        if let Some((src, vni, vrf)) = self.last
+            && src == outer.src
+            && vni == outer.vni
+        {
+            return Some(vrf);
+        }
+        let vrf = self.tables.vrf(self.tables.vrf_of_vni(outer.vni)?)?;
+        if !decap::may_send4(self.tables, vrf, outer.src) {
+            return None;
+        }
+        self.last = Some((outer.src, outer.vni, vrf));
+        Some(vrf)
+    }
+}

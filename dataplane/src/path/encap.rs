@@ -39,7 +39,8 @@ pub(super) fn ip4(
     packet.meta.outer = 4;
     let head = packet.reheader::<{ FULL4 as u16 }, { FULL4 + AGED }>()?;
     let (outer, inner) = head.split_first_chunk_mut::<FULL4>()?;
-    *outer = *hop.rewrite.first_chunk()?;
+    let template = hop.rewrite.first_chunk::<FULL4>()?;
+    *outer = *template;
     let ecn = ecn_of(inner, version);
     age(inner, version, enters)?;
 
@@ -48,10 +49,13 @@ pub(super) fn ip4(
     // Of a super-frame no more than the first piece fits: its pieces get their own lengths.
     let udp_bytes = (TUNNEL as u32 + ip_bytes).min(u32::from(u16::MAX) - Ipv4::BYTES as u32) as u16;
     let ip = Ipv4::view_mut(ip)?;
+    let total_len = udp_bytes + Ipv4::BYTES as u16;
     ip.tos = ecn;
-    ip.total_len.set(udp_bytes + Ipv4::BYTES as u16);
-    ip.checksum.set(0);
-    ip.checksum.set(ip.sum().complement());
+    ip.total_len.set(total_len);
+    // The sum is the template's, which has zeros in these fields: reading back in wide pieces what
+    // was just written in narrow ones stalls a CPU.
+    let sum = Ipv4::at(template, Ethernet::BYTES)?.sum().word(u16::from(ecn)).word(total_len);
+    ip.checksum.set(sum.complement());
     finish(outer, version, hash, udp_bytes)
 }
 

@@ -285,12 +285,20 @@ fn make_tap(netlink: &mut Netlink, journal: &Journal, queues: u16) -> io::Result
     open_tap(name, queues)
 }
 
+const TUN: &str = "/dev/net/tun";
+
 /// A tap that outlives us, and keeps what the node knows of its neighbours meanwhile.
 ///
 /// Without a process it has no carrier, for which the kernel forgets all neighbours of a device. It
 /// would then ask for them while nobody listens, and again only a second later.
 fn open_tap(name: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
-    let tap = tun::open_tap(name, queues)?;
+    let tap = tun::open_tap(name, queues).map_err(|error| match fs::exists(TUN) {
+        Ok(false) => io::Error::new(
+            error.kind(),
+            "/dev/net/tun is missing: run 'modprobe tun', or start the container with --device /dev/net/tun",
+        ),
+        _ => error,
+    })?;
     if let Some(queue) = tap.first() {
         tun::set_persistent(queue, true)?;
     }

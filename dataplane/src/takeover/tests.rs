@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::link::{Change, Link};
@@ -429,6 +430,18 @@ fn a_journal_from_before_the_last_boot_is_void() {
     let taken = rig.begin().expect("taken");
     rig.taken(&taken);
     taken.restore().expect("given back");
+    rig.given_back();
+}
+
+#[test]
+fn without_tun_nothing_changes_and_the_remedy_is_said() {
+    let rig = Rig::new();
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("root");
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).expect("root");
+    mount(Some("none"), "/dev/net", Some("tmpfs"), MsFlags::empty(), none).expect("root");
+    let error = rig.begin().map(drop).expect_err("no tap").to_string();
+    assert!(error.contains("/dev/net/tun is missing: run 'modprobe tun'"), "{error}");
     rig.given_back();
 }
 

@@ -9,7 +9,7 @@ set -eu
 build_packages="build-essential pkg-config clang libclang-dev libdpdk-dev"
 run_packages="iproute2 iputils-ping"
 demo_packages="$run_packages ethtool nftables iperf3"
-test_packages="$demo_packages tcpdump tshark dpdk-dev containernetworking-plugins"
+test_packages="$demo_packages tcpdump tshark dpdk-dev containernetworking-plugins systemd"
 kube_packages="gcc libc6-dev python3 openssl curl ethtool iproute2 procps"
 guest_packages="qemu-system-x86 linux-image-amd64 python3-venv iproute2 iputils-ping kmod pciutils busybox-static"
 bench_packages="$demo_packages dpdk-dev openvswitch-switch-dpdk"

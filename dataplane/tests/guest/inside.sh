@@ -8,6 +8,7 @@ log=$state/log
 
 say() { echo "guest: $*"; }
 fail() { say "FAILED: $*"; cat "$log" 2>/dev/null; dmesg | tail -20; exit 1; }
+# The limits are for an emulated machine on a busy one.
 until_true() { # SECONDS COMMAND...
     local end=$((SECONDS + $1)); shift
     until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.2; done
@@ -54,17 +55,17 @@ ip addr add 10.55.0.1/24 dev up0
 ip addr add fd55::1/64 dev up0 nodad
 ip link set up0 up mtu 1450
 ip route add default via 10.55.0.2
-until_true 60 talks || fail "the cable, before anything"
+until_true 300 talks || fail "the cable, before anything"
 before=$(facts)
 faults() { dmesg | grep -c 'fault addr' || true; }
 say "$nic is up0, driver $(driver)"
 
 start
-until_true 120 ready 1 || fail "the data plane starts"
+until_true 300 ready 1 || fail "the data plane starts"
 [ "$(driver)" = vfio-pci ] || fail "driver $(driver) after the takeover"
 kind || fail "up0 is no tap"
 [ "$(facts)" = "$before" ] || fail "configuration of the tap: $(facts) instead of $before"
-until_true 60 talks || fail "traffic by DPDK"
+until_true 300 talks || fail "traffic by DPDK"
 [ "$(faults)" = 0 ] || fail "the NIC was given addresses that it may not read"
 say "taken over: vfio-pci, same name, addresses and routes, traffic flows"
 
@@ -73,27 +74,27 @@ wait $pid 2>/dev/null || true
 [ "$(driver)" = vfio-pci ] || fail "driver $(driver) after kill -9"
 begun=$SECONDS
 start
-until_true 120 ready 2 || fail "the restart"
-until_true 60 talks || fail "traffic after the restart"
+until_true 300 ready 2 || fail "the restart"
+until_true 300 talks || fail "traffic after the restart"
 [ "$(facts)" = "$before" ] || fail "configuration after the restart"
 say "kill -9 and restart: traffic flows after $((SECONDS - begun)) s of emulation"
 
 kill $pid
-until_true 60 [ ! -d /proc/$pid ] || fail "the data plane ignores SIGTERM"
+until_true 300 [ ! -d /proc/$pid ] || fail "the data plane ignores SIGTERM"
 [ "$(driver)" = e1000e ] || fail "driver $(driver) after the stop"
 kind && fail "up0 is still a tap"
-until_true 60 same || fail "configuration after the stop: $(facts) instead of $before"
-until_true 60 talks || fail "traffic after the stop"
+until_true 300 same || fail "configuration after the stop: $(facts) instead of $before"
+until_true 300 talks || fail "traffic after the stop"
 say "stopped: e1000e, same name, addresses and routes, traffic flows"
 
 start
-until_true 120 ready 3 || fail "the third start"
+until_true 300 ready 3 || fail "the third start"
 kill -9 $pid
 wait $pid 2>/dev/null || true
 "$program" --uplink "up0=$nic" --socket "$state/api.sock" --state-dir "$state" --give-back >>"$log" 2>&1 \
     || fail "--give-back"
 [ "$(driver)" = e1000e ] || fail "driver $(driver) after --give-back"
-until_true 60 same || fail "configuration after --give-back: $(facts) instead of $before"
-until_true 60 talks || fail "traffic after --give-back"
+until_true 300 same || fail "configuration after --give-back: $(facts) instead of $before"
+until_true 300 talks || fail "traffic after --give-back"
 say "killed and given back: traffic flows"
 say "all holds"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Takes a PCI NIC over for real: in a virtual machine with an IOMMU, an e1000e as the node's NIC and a
 # virtio NIC as whoever is on the other end of its cable. The machine is emulated, so that this runs
-# without KVM; expect two to five minutes.
+# without KVM; expect two to five minutes, more beside others.
 #
 #   dataplane/tests/guest/run.sh [PROGRAM]
 set -eu
@@ -31,7 +31,7 @@ cable="$cable -device virtio-net-pci,netdev=n1,mac=52:54:00:12:34:57,disable-leg
 iommu="-machine q35 -cpu max -device intel-iommu,intremap=off,caching-mode=on,aw-bits=48"
 
 echo "guest: booting $kernel; log in $out/guest.log"
-timeout 900 vng --run "$kernel" --disable-kvm --disable-microvm --force-9p \
+timeout 2400 vng --run "$kernel" --disable-kvm --disable-microvm --force-9p \
     --cpus 2 --memory 2G --user root --append intel_iommu=on --qemu-opts="$iommu $cable" \
     -- "$here/inside.sh $program" >"$out/guest.log" 2>&1 </dev/null || true
 grep -a '^guest: ' "$out/guest.log" || true

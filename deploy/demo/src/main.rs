@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use bowline_demo::binaries::{Binaries, Uplink};
 use bowline_demo::checks::survive::Probes;
-use bowline_demo::checks::{drops, isolation, reach, recover, throughput};
+use bowline_demo::checks::{drops, isolation, ratios, reach, recover, throughput};
 use bowline_demo::clean;
 use bowline_demo::cluster::Cluster;
 use bowline_demo::lab::process::wait_for;
@@ -148,7 +148,8 @@ fn prove(
     reach::check(&pods, "", report)?;
     isolation::check(&pods, report)?;
     throughput::check_tcp(&pods, report)?;
-    throughput::check_memif(&pods, report)?;
+    let measured = throughput::check_memif(&pods, report)?;
+    ratios::check(&pods, &measured, report)?;
     drops::check(cluster, "", report)?;
     for kill in 1..=kills {
         kill_dataplane(cluster, &pods, probes, kill, report)?;

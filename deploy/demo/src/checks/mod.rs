@@ -2,6 +2,7 @@
 
 pub mod drops;
 pub mod isolation;
+pub mod ratios;
 pub mod reach;
 pub mod recover;
 pub mod survive;

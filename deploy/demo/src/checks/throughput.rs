@@ -7,7 +7,7 @@ use crate::lab::netns::Netns;
 use crate::pod::Pod;
 use crate::report::{Report, Throughput};
 use anyhow::Context;
-use bowline_pktgen::drive::{Plan, run};
+use bowline_pktgen::drive::{self, Plan, run};
 use bowline_pktgen::endpoint::Endpoint;
 use bowline_pktgen::packet::{PORT, Stream, fresh_stream_id};
 use bowline_pktgen::sender::{Sender, Traffic};
@@ -109,11 +109,25 @@ fn count(listener: &TcpListener) -> anyhow::Result<f64> {
     }
 }
 
-/// Frames between memif pods on one node and across, of all sizes, over 1 and 2 queues.
+/// Frames of one size from one memif pod to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Whether both are on one node.
+    pub place: &'static str,
+    /// The sender. It uses all its queues.
+    pub from: &'static str,
+    /// The receiver.
+    pub to: &'static str,
+    /// Bytes of a frame.
+    pub size: usize,
+}
+
+/// Frames between memif pods on one node and across, of all sizes, over 1 and 2 queues. How many a
+/// second, each way.
 ///
 /// # Errors
 /// A peer broke memif's rules.
-pub fn check_memif(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
+pub fn check_memif(pods: &[Pod], report: &mut Report) -> anyhow::Result<Vec<(Way, f64)>> {
     let pairs = [
         ("one node", "blue-mem-1", "blue-mem-1q2", &[64, 1500][..]),
         ("one node", "blue-mem-1q2", "blue-mem-1", &[64, 1500]),
@@ -123,56 +137,58 @@ pub fn check_memif(pods: &[Pod], report: &mut Report) -> anyhow::Result<()> {
         ("across", "blue-mem-1", "blue-mem-2", &[64, 1500, JUMBO_BYTES]),
         ("across", "blue-mem-1q2", "blue-mem-2", &[64, 1500, JUMBO_BYTES]),
     ];
+    let mut pps = vec![];
     for (place, from, to, sizes) in pairs {
-        let (from, to) = (find(pods, from)?, find(pods, to)?);
-        let largest = from.mtu.min(to.mtu) + ETHERNET_BYTES;
+        let mtu = find(pods, from)?.mtu.min(find(pods, to)?.mtu);
         for &size in sizes {
-            if size == JUMBO_BYTES && largest < JUMBO_BYTES {
-                println!(
-                    "    left out {place} {size} B: the uplink carries pods' MTU {}",
-                    from.mtu
-                );
+            if size == JUMBO_BYTES && mtu + ETHERNET_BYTES < JUMBO_BYTES {
+                println!("    left out {place} {size} B: the uplink carries pods' MTU {mtu}");
                 continue;
             }
-            measure(place, from, to, size, report)?;
+            let way = Way { place, from, to, size };
+            pps.push((way, check(&way, pods, report)?));
         }
     }
-    Ok(())
+    Ok(pps)
 }
 
-fn measure(
-    place: &str,
-    from: &Pod,
-    to: &Pod,
-    size: usize,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let queues = usize::from(from.plan.memif_queues);
-    let name = format!("memif to memif, {place}, {size} B, {queues} queue(s)");
-    let stations = from.station.as_ref().zip(to.station.as_ref());
-    let (tx, rx) = stations.context("not a memif pod")?;
-    let (mut tx, mut rx) = (tx.borrow(), rx.borrow());
-    let dst = to.address(true)?;
-    let mut sender = sender(&mut tx, dst, size, queues)?;
-    rx.tracker.reset();
-    let plan = Plan { duration: Some(MEMIF_TIME), ..Plan::default() };
-    let stop = AtomicBool::new(false);
-    let done = run(Some((&mut tx, &mut sender)), Some(&mut rx), &plan, &stop)?;
+fn check(way: &Way, pods: &[Pod], report: &mut Report) -> anyhow::Result<f64> {
+    let (measured, done) = measure(way, pods)?;
     let found = format!(
         "{} received, {} reordered, {} corrupt",
         done.rx.frames, done.rx.reordered, done.corrupt
     );
     let ok = done.rx.frames > 1000 && done.rx.reordered == 0 && done.corrupt == 0;
+    let name = format!("{}, {} B, {} queue(s)", measured.name, way.size, measured.queues);
     report.check(&name, "> 1000, 0 reordered, 0 corrupt", &found, ok);
-    report.measured(Throughput {
-        name: format!("memif to memif, {place}"),
-        size_bytes: size,
+    report.measured(measured);
+    Ok(done.rx_rate.pps)
+}
+
+/// Sends for half a second.
+///
+/// # Errors
+/// A peer broke memif's rules.
+pub fn measure(way: &Way, pods: &[Pod]) -> anyhow::Result<(Throughput, drive::Report)> {
+    let (from, to) = (find(pods, way.from)?, find(pods, way.to)?);
+    let queues = usize::from(from.plan.memif_queues);
+    let stations = from.station.as_ref().zip(to.station.as_ref());
+    let (tx, rx) = stations.context("not a memif pod")?;
+    let (mut tx, mut rx) = (tx.borrow(), rx.borrow());
+    let mut sender = sender(&mut tx, to.address(true)?, way.size, queues)?;
+    rx.tracker.reset();
+    let plan = Plan { duration: Some(MEMIF_TIME), ..Plan::default() };
+    let stop = AtomicBool::new(false);
+    let done = run(Some((&mut tx, &mut sender)), Some(&mut rx), &plan, &stop)?;
+    let measured = Throughput {
+        name: format!("memif to memif, {}", way.place),
+        size_bytes: way.size,
         queues,
         pps: done.rx_rate.pps,
         bps: done.rx_rate.bps,
         loss_ratio: done.loss_ratio.unwrap_or(0.0),
-    });
-    Ok(())
+    };
+    Ok((measured, done))
 }
 
 /// Four flows per queue towards `dst`.

@@ -26,6 +26,8 @@ use crate::pod::{self, Device, Netns};
 /// The age of what nobody uses: younger than anything.
 const NOT_IN_USE: &str = "9999-12-31T23:59:59Z";
 
+type NodesByName = BTreeMap<String, Arc<NodeState>>;
+
 /// The agent's state of mind. Shared by all its tasks.
 #[derive(Debug)]
 pub struct Core {
@@ -39,6 +41,8 @@ pub struct Core {
     pub callers: Callers,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
     checked: Mutex<Option<LastCheck>>,
+    /// The nodes of the last snapshot that was asked for.
+    nodes: Mutex<(Snapshot, Arc<NodesByName>)>,
     /// Counts changes of the attachments.
     changes: watch::Sender<u64>,
     /// Sentences about what had to be left out, as last logged.
@@ -57,6 +61,7 @@ impl Core {
             callers,
             attachments: Mutex::new(attachments),
             checked: Mutex::default(),
+            nodes: Mutex::default(),
             changes: watch::Sender::new(0),
             notes: Mutex::default(),
         })
@@ -65,7 +70,11 @@ impl Core {
     /// Networks and pools of a snapshot, checked against each other; from memory where they are the
     /// same as the last time.
     pub fn checked(&self, snapshot: &Arc<Snapshot>) -> Arc<Checked> {
-        let in_use = InUse::of(snapshot);
+        // Only files have no age: then who is in use decides.
+        let in_use = match self.catalog {
+            Source::Files(_) => InUse::of(snapshot),
+            Source::Api(_) => InUse::default(),
+        };
         let mut cache = lock(&self.checked);
         if let Some(last) = cache.as_ref()
             && last.in_use == in_use
@@ -85,7 +94,8 @@ impl Core {
                 tracing::warn!("{problem}");
             }
         }
-        *cache = Some(LastCheck { snapshot: snapshot.clone(), in_use, checked: checked.clone() });
+        let snapshot = snapshot.only(&RULE_KINDS);
+        *cache = Some(LastCheck { snapshot, in_use, checked: checked.clone() });
         checked
     }
 
@@ -147,6 +157,17 @@ impl Core {
         interfaces.flat_map(|i| &i.plan.addresses).map(ipnet::IpNet::addr).collect()
     }
 
+    /// All nodes by name; from memory where they are the same as the last time.
+    fn nodes(&self, snapshot: &Snapshot) -> Arc<NodesByName> {
+        let mut last = lock(&self.nodes);
+        if !last.0.same_of_kind::<NodeState>(snapshot) {
+            let by_name = |node: Arc<NodeState>| (node.name().to_owned(), node);
+            let nodes = snapshot.list::<NodeState>().map(by_name).collect();
+            *last = (snapshot.only(&[NodeState::KIND]), Arc::new(nodes));
+        }
+        last.1.clone()
+    }
+
     fn find_interface<T>(&self, id: &str, look: impl FnOnce(&mut Attachment) -> T) -> Option<T> {
         let mut attachments = lock(&self.attachments);
         let (sandbox, name) = id.split_once('/')?;
@@ -169,8 +190,7 @@ impl Node for Core {
     fn desired(&self) -> State {
         let snapshot = self.catalog.snapshot();
         let checked = self.checked(&snapshot);
-        let nodes: BTreeMap<_, _> =
-            snapshot.list::<NodeState>().map(|n| (n.name().to_owned(), (*n).clone())).collect();
+        let nodes = self.nodes(&snapshot);
         let attachments: Vec<_> = {
             let attachments = lock(&self.attachments);
             let can_be_told = |a: &&Attachment| match a.phase {
@@ -182,8 +202,7 @@ impl Node for Core {
         };
         let in_use =
             |block: &Arc<AddressBlock>| attachments.iter().any(|a| a.network == block.spec.network);
-        let blocks: Vec<_> =
-            snapshot.list::<AddressBlock>().filter(in_use).map(|b| (*b).clone()).collect();
+        let blocks: Vec<_> = snapshot.list::<AddressBlock>().filter(in_use).collect();
         let (state, notes) = realm::desired(&realm::Input {
             node: &self.node,
             checked: &checked,
@@ -240,7 +259,8 @@ impl Node for Core {
 /// The rules' last verdict, and what it was about.
 #[derive(Debug)]
 struct LastCheck {
-    snapshot: Arc<Snapshot>,
+    /// Of [`RULE_KINDS`].
+    snapshot: Snapshot,
     in_use: InUse,
     checked: Arc<Checked>,
 }
@@ -301,6 +321,10 @@ pub(crate) fn descriptors(device: Device, fds: Vec<OwnedFd>) -> Descriptors {
     };
     Descriptors { kind, fds: Arc::new(fds) }
 }
+
+/// The kinds that [`Checked`] follows from.
+const RULE_KINDS: [&str; 4] =
+    [Network::KIND, SpiderIPPool::KIND, SpiderSubnet::KIND, SpiderReservedIP::KIND];
 
 /// Are the objects that [`Checked`] follows from the same ones?
 fn same_rules(a: &Snapshot, b: &Snapshot) -> bool {

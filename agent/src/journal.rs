@@ -225,14 +225,36 @@ impl Attachment {
 #[derive(Debug, Clone)]
 pub struct Journal {
     directory: PathBuf,
+    /// An empty file for each Network in which this node has claimed addresses.
+    networks: PathBuf,
 }
+
+/// The note for the LAN domain, whose name is empty; no Network's name has a dot.
+const LAN_NOTE: &str = "lan.domain";
 
 impl Journal {
     /// Opens the journal below the agent's state directory.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let directory = state_dir.join("attachments");
+        let (directory, networks) = (state_dir.join("attachments"), state_dir.join("networks"));
         fs::create_dir_all(&directory)?;
-        Ok(Self { directory })
+        fs::create_dir_all(&networks)?;
+        Ok(Self { directory, networks })
+    }
+
+    /// Notes, before a claim, in which Network (empty: the LAN) it will be: an agent that dies before
+    /// the attachment is written looks there for what it left.
+    pub fn note_network(&self, network: &str) -> io::Result<()> {
+        let name = if network.is_empty() { LAN_NOTE } else { network };
+        fs::OpenOptions::new().create(true).append(true).open(self.networks.join(name)).map(drop)
+    }
+
+    /// The Networks that were noted.
+    pub fn noted_networks(&self) -> io::Result<Vec<String>> {
+        let name = |entry: io::Result<fs::DirEntry>| {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            Ok(if name == LAN_NOTE { String::new() } else { name })
+        };
+        fs::read_dir(&self.networks)?.map(name).collect()
     }
 
     /// Every attachment. A file that cannot be read is set aside under another name and reported.

@@ -6,7 +6,9 @@
 //! reads again.
 
 use std::future::Future;
+use std::sync::Arc;
 
+use crate::types::block::{AddressBlock, NETWORK_LABEL};
 use crate::types::meta::{LabelSelector, Resource};
 
 /// Why a store refused or failed.
@@ -65,6 +67,19 @@ pub trait Store: Send + Sync {
         selector: &LabelSelector,
     ) -> impl Future<Output = Result<Vec<R>, StoreError>> + Send;
 
+    /// The blocks of a domain, as claims need them. A store that serves one node may have blocks in
+    /// outline in which that node holds nothing; they can be read whole by name.
+    fn blocks(
+        &self,
+        domain: &str,
+    ) -> impl Future<Output = Result<Vec<Arc<AddressBlock>>, StoreError>> + Send {
+        let selector = LabelSelector::label(NETWORK_LABEL, domain);
+        async move {
+            let blocks = self.list::<AddressBlock>(&selector).await?;
+            Ok(blocks.into_iter().map(Arc::new).collect())
+        }
+    }
+
     /// Stores a new object and returns it with version and UID.
     fn create<R: Resource>(&self, object: &R)
     -> impl Future<Output = Result<R, StoreError>> + Send;
@@ -83,7 +98,7 @@ pub trait Store: Send + Sync {
 }
 
 /// A handle shared between threads is as good as the store.
-impl<S: Store> Store for std::sync::Arc<S> {
+impl<S: Store> Store for Arc<S> {
     async fn get<R: Resource>(
         &self,
         namespace: Option<&str>,
@@ -93,6 +108,9 @@ impl<S: Store> Store for std::sync::Arc<S> {
     }
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
         (**self).list(selector).await
+    }
+    async fn blocks(&self, domain: &str) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
+        (**self).blocks(domain).await
     }
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
         (**self).create(object).await

@@ -9,6 +9,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use bolero::TypeGenerator;
 use common::{catalog, documents, parse};
@@ -21,20 +22,20 @@ use multinet::types::node::NodeState;
 use serde_json::{Value, json};
 
 fn run(text: &str) -> (State, Vec<String>) {
-    let mut nodes: BTreeMap<String, NodeState> = BTreeMap::new();
-    let mut blocks: Vec<AddressBlock> = Vec::new();
+    let mut nodes: BTreeMap<String, Arc<NodeState>> = BTreeMap::new();
+    let mut blocks: Vec<Arc<AddressBlock>> = Vec::new();
     let mut attachments: Vec<Attachment> = Vec::new();
     for (kind, value) in documents(text) {
         match kind.as_str() {
             "NodeState" => {
                 let node: NodeState = parse(value);
                 assert_eq!(validate_node_state(&node), []);
-                nodes.insert(node.metadata.name.clone(), node);
+                nodes.insert(node.metadata.name.clone(), node.into());
             }
             "AddressBlock" => {
                 let block: AddressBlock = parse(value);
                 assert_eq!(validate_block(&block), []);
-                blocks.push(block);
+                blocks.push(block.into());
             }
             "Attachment" => {
                 // By way of JSON: YAML's own enums want tags.
@@ -49,14 +50,19 @@ fn run(text: &str) -> (State, Vec<String>) {
         .filter(|d| ["Network", "SpiderIPPool"].iter().any(|k| d.contains(&format!("kind: {k}\n"))))
         .collect();
     let checked = Checked::new(&catalog(&rest.join("\n---\n")));
-    desired(&Input {
+    let input = Input {
         node: "n1",
         checked: &checked,
         nodes: &nodes,
         blocks: &blocks,
         attachments: &attachments,
         vxlan_port: 0,
-    })
+    };
+    let found = desired(&input);
+    let outlines: Vec<Arc<AddressBlock>> = blocks.iter().map(|b| b.outline().into()).collect();
+    let of_outlines = desired(&Input { blocks: &outlines, ..input });
+    assert_eq!(of_outlines, found, "an outline says as much of where addresses are");
+    found
 }
 
 #[test]

@@ -10,17 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bowline_kube::{
-    ApiStore, Change, Events, OtherAllocator, Selection, Severity, follow, follow_specs,
+    ApiStore, Change, Events, OtherAllocator, Selection, Severity, follow, follow_reduced,
+    follow_specs,
 };
 use futures::{Stream, StreamExt};
 use kube::Client;
 use multinet::store::{Store, StoreError};
-use multinet::types::block::{AddressBlock, NETWORK_LABEL};
+use multinet::types::block::NETWORK_LABEL;
 use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::{Namespace, Node, Pod, PodSpec, ServiceCIDR};
-use multinet::types::meta::Resource;
+use multinet::types::meta::{ObjectMeta, Resource};
 use multinet::types::network::Network;
-use multinet::types::node::NodeState;
+use multinet::types::node::{NodeState, Versions};
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 use multinet::types::subnet::SpiderSubnet;
 use tokio::sync::watch;
@@ -65,7 +66,7 @@ impl ApiCatalog {
     pub async fn open(client: Client, node: &str) -> Arc<Self> {
         let objects = Arc::new(Objects::default());
         let catalog = Arc::new(Self {
-            store: CachedStore::new(ApiStore::new(client.clone()), objects),
+            store: CachedStore::new(ApiStore::new(client.clone()), objects, node),
             events: Events::new(client.clone(), "bowline-agent", node),
             other: OtherAllocator::watch(client.clone()),
             node: node.to_owned(),
@@ -74,13 +75,17 @@ impl ApiCatalog {
             tasks: Mutex::default(),
         });
         let everything = Selection::default();
+        let own = node.to_owned();
+        let states = follow_reduced::<NodeState, _>(&client, &everything, move |state| {
+            if state.name() == own { state } else { seen_from_afar(state) }
+        });
         let first = [
             catalog.start(follow::<Network>(&client, &everything)),
-            catalog.start(follow_specs::<SpiderIPPool>(&client, &everything)),
+            catalog.start(follow_specs::<SpiderIPPool>(&client, &everything, without_status)),
             catalog.start(follow::<SpiderSubnet>(&client, &everything)),
             catalog.start(follow::<SpiderReservedIP>(&client, &everything)),
             catalog.start(follow::<SpiderCoordinator>(&client, &everything)),
-            catalog.start(follow::<NodeState>(&client, &everything)),
+            catalog.start(states),
             catalog.start(follow::<Node>(&client, &Selection::named(node))),
         ];
         // Kubernetes before 1.33 has none: they are not waited for.
@@ -183,7 +188,9 @@ impl ApiCatalog {
         }
         self.store.watch_begins(network);
         let selection = Selection::label(NETWORK_LABEL, network);
-        let blocks = follow::<AddressBlock>(self.store.api().client(), &selection);
+        let store = self.store.clone();
+        let reduce = move |block| store.reduce(block);
+        let blocks = follow_reduced(self.store.api().client(), &selection, reduce);
         let (tell, told) = watch::channel(false);
         let (store, name) = (self.store.clone(), network.to_owned());
         let task = tokio::spawn(async move {
@@ -242,6 +249,32 @@ impl ApiCatalog {
     /// This node's Node, which objects about the node belong to.
     pub fn own_node(&self) -> Option<Arc<Node>> {
         self.snapshot().get::<Node>(None, &self.node)
+    }
+}
+
+/// A pool's status lists who has its addresses, for people.
+fn without_status(mut pool: SpiderIPPool) -> SpiderIPPool {
+    pool.status = None;
+    pool
+}
+
+/// What this node needs of another: how to reach it. There are thousands.
+fn seen_from_afar(state: NodeState) -> NodeState {
+    let NodeState { metadata, mut spec, .. } = state;
+    spec.networks = Vec::new();
+    spec.features = Vec::new();
+    spec.versions = Versions::default();
+    spec.uplinks.shrink_to_fit();
+    NodeState {
+        api_version: String::new(),
+        kind: String::new(),
+        metadata: ObjectMeta {
+            uid: metadata.uid,
+            resource_version: metadata.resource_version,
+            ..ObjectMeta::named(metadata.name)
+        },
+        spec,
+        status: None,
     }
 }
 

@@ -1,13 +1,17 @@
-//! The Kubernetes API as the agent's store: AddressBlocks of watched Networks are read from memory,
-//! everything else and every write goes to the API server.
+//! The Kubernetes API as the agent's store: what claims need of the AddressBlocks of watched Networks is
+//! read from memory, everything else and every write goes to the API server.
 //!
-//! A block in memory may be old. Then the compare-and-swap fails, and the next reading is from the
-//! API server.
+//! Blocks in which this node has nothing and takes nothing are in memory in outline only: with 100,000
+//! pods in a Network they would be most of the agent.
+//!
+//! A block in memory may be old. Then the compare-and-swap fails, and the next reading fetches that
+//! block from the API server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bowline_kube::ApiStore;
+use multinet::rules::validate_block;
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::meta::{LabelSelector, Resource};
@@ -19,15 +23,34 @@ use super::turns::Turns;
 #[derive(Clone, Debug)]
 pub struct CachedStore {
     api: ApiStore,
+    node: Arc<str>,
     pub(super) objects: Arc<Objects>,
     pub(super) turns: Arc<Turns>,
-    /// Networks whose blocks are watched, and whether those in memory can be trusted.
-    watched: Arc<Mutex<BTreeMap<String, bool>>>,
+    /// Networks whose blocks are watched.
+    watched: Arc<Mutex<BTreeMap<String, Known>>>,
+}
+
+/// What is known of a Network's blocks in memory.
+#[derive(Debug, Default)]
+struct Known {
+    /// They are those of the API server, as far as is known.
+    trusted: bool,
+    /// But for these, by name: a write of them failed.
+    doubtful: BTreeSet<String>,
 }
 
 impl CachedStore {
-    pub(super) fn new(api: ApiStore, objects: Arc<Objects>) -> Self {
-        Self { api, objects, turns: Arc::default(), watched: Arc::default() }
+    pub(super) fn new(api: ApiStore, objects: Arc<Objects>, node: &str) -> Self {
+        Self { api, node: node.into(), objects, turns: Arc::default(), watched: Arc::default() }
+    }
+
+    /// As much of a block as this node needs. A damaged one stays as it is, to be told of.
+    pub(super) fn reduce(&self, block: AddressBlock) -> AddressBlock {
+        if block.concerns(&self.node) || !validate_block(&block).is_empty() {
+            block
+        } else {
+            block.outline()
+        }
     }
 
     /// The store without memory.
@@ -37,7 +60,7 @@ impl CachedStore {
 
     /// A watch on a Network's blocks begins.
     pub(super) fn watch_begins(&self, network: &str) {
-        self.watched().insert(network.to_owned(), false);
+        self.watched().insert(network.to_owned(), Known::default());
     }
 
     /// And it has ended: what is in memory is nobody's truth.
@@ -49,25 +72,55 @@ impl CachedStore {
     /// Whether the blocks in memory are those of the API server, as far as is known.
     pub(super) fn trust(&self, network: &str, trusted: bool) {
         if let Some(known) = self.watched().get_mut(network) {
-            *known = trusted;
+            known.trusted = trusted;
         }
     }
 
     fn is_trusted(&self, network: &str) -> bool {
-        self.watched().get(network).copied().unwrap_or_default()
+        self.watched().get(network).is_some_and(|known| known.trusted)
     }
 
-    fn watched(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
+    fn is_watched(&self, network: &str) -> bool {
+        self.watched().contains_key(network)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a write brought, and whether memory is to be trusted after it.
+    fn doubt(&self, block: &AddressBlock) {
+        if let Some(known) = self.watched().get_mut(&block.spec.network) {
+            known.doubtful.insert(block.name().to_owned());
+        }
+    }
+
+    fn doubtful(&self, network: &str) -> Vec<String> {
+        let watched = self.watched();
+        watched.get(network).into_iter().flat_map(|known| known.doubtful.iter().cloned()).collect()
+    }
+
+    /// Fetches the blocks that others were faster to write, or of which nobody knows.
+    async fn settle_doubts(&self, network: &str) -> Result<(), StoreError> {
+        for name in self.doubtful(network) {
+            match self.api.find::<AddressBlock>(&name).await? {
+                Some(block) => self.objects.set(self.reduce(block)),
+                // It was there: what else has gone?
+                None => self.trust(network, false),
+            }
+            if let Some(known) = self.watched().get_mut(network) {
+                known.doubtful.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a write brought, or that it is not known what the block is now.
     fn note<R: Resource>(&self, tried: &R, written: &Result<R, StoreError>) {
         let Some(tried) = as_block(tried) else { return };
         match written.as_ref().map(as_block) {
-            Ok(Some(block)) => self.objects.set(block.clone()),
+            Ok(Some(block)) => self.objects.set(self.reduce(block.clone())),
             Ok(None) => {}
-            Err(_) => self.trust(&tried.spec.network, false),
+            Err(_) => self.doubt(tried),
         }
     }
 }
@@ -76,33 +129,37 @@ fn as_block<R: Resource>(object: &R) -> Option<&AddressBlock> {
     (object as &dyn std::any::Any).downcast_ref()
 }
 
-/// The Network whose blocks, and only those, a selector names.
-fn network_of<R: Resource>(selector: &LabelSelector) -> Option<&str> {
-    let only = selector.match_labels.len() == 1 && selector.match_expressions.is_empty();
-    let network = selector.match_labels.get(NETWORK_LABEL).map(String::as_str);
-    network.filter(|_| only && R::KIND == AddressBlock::KIND)
-}
-
 impl Store for CachedStore {
     async fn get<R: Resource>(
         &self,
         namespace: Option<&str>,
         name: &str,
     ) -> Result<Option<R>, StoreError> {
+        if R::KIND == AddressBlock::KIND {
+            // Agents have no other right to read blocks.
+            return self.api.find(name).await;
+        }
         self.api.get(namespace, name).await
     }
 
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
-        let network = network_of::<R>(selector);
-        if network.is_some_and(|network| self.is_trusted(network)) {
-            return Ok(self.objects.of_kind::<R>(|object| selector.matches(&object.meta().labels)));
-        }
-        let listed = self.api.list::<R>(selector).await?;
-        if let Some(network) = network {
-            self.objects.replace(listed.clone(), |o| selector.matches(&o.meta().labels));
+        self.api.list::<R>(selector).await
+    }
+
+    async fn blocks(&self, network: &str) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
+        let belongs = |block: &AddressBlock| block.spec.network == network;
+        self.settle_doubts(network).await?;
+        if !self.is_trusted(network) {
+            let selector = LabelSelector::label(NETWORK_LABEL, network);
+            let reduce = |block| Some(self.reduce(block));
+            let listed = self.api.list_reduced(&selector, reduce).await?;
+            if !self.is_watched(network) {
+                return Ok(listed.into_iter().map(Arc::new).collect());
+            }
+            self.objects.replace(listed, belongs);
             self.trust(network, true);
         }
-        Ok(listed)
+        Ok(self.objects.of_kind(belongs))
     }
 
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
@@ -121,7 +178,7 @@ impl Store for CachedStore {
         let deleted = self.api.delete(object).await;
         match (as_block(object), &deleted) {
             (Some(_), Ok(())) => self.objects.gone(object),
-            (Some(block), Err(_)) => self.trust(&block.spec.network, false),
+            (Some(block), Err(_)) => self.doubt(block),
             (None, _) => {}
         }
         deleted

@@ -8,17 +8,18 @@ use multinet::types::meta::{ObjectMeta, Resource};
 use tokio::sync::Notify;
 
 use super::file::{AnyObject, Key};
+use super::snapshot::ByKind;
 
 /// The newest known state of every object that the agent follows.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
-    by_key: Mutex<BTreeMap<Key, AnyObject>>,
+    by_kind: Mutex<ByKind>,
     changed: Notify,
 }
 
 impl Objects {
     /// Everything, as a snapshot wants it.
-    pub(crate) fn all(&self) -> BTreeMap<Key, AnyObject> {
+    pub(crate) fn all(&self) -> ByKind {
         self.lock().clone()
     }
 
@@ -28,16 +29,15 @@ impl Objects {
     }
 
     /// Objects of a kind that `wanted` names.
-    pub(crate) fn of_kind<R: Resource>(&self, wanted: impl Fn(&R) -> bool) -> Vec<R> {
-        let objects = self.lock();
-        let of_kind = objects.iter().filter(|(key, _)| key.kind == R::KIND);
-        let typed = of_kind.filter_map(|(_, object)| object.downcast_ref::<R>());
-        typed.filter(|object| wanted(object)).cloned().collect()
+    pub(crate) fn of_kind<R: Resource>(&self, wanted: impl Fn(&R) -> bool) -> Vec<Arc<R>> {
+        let of_kind = self.lock().get(R::KIND).cloned().unwrap_or_default();
+        let typed = of_kind.values().filter_map(|object| object.clone().downcast::<R>().ok());
+        typed.filter(|object| wanted(object)).collect()
     }
 
     /// Takes the state of an object, unless a newer one is known.
     pub(crate) fn set<R: Resource>(&self, object: R) {
-        if put(&mut self.lock(), object) {
+        if put(of_kind_mut::<R>(&mut self.lock()), object) {
             self.changed.notify_one();
         }
     }
@@ -46,9 +46,10 @@ impl Objects {
     pub(crate) fn gone<R: Resource>(&self, object: &R) {
         let key = Key::of::<R>(object.meta());
         let mut objects = self.lock();
-        let known = objects.get(&key).and_then(|known| known.downcast_ref::<R>());
+        let of_kind = of_kind_mut::<R>(&mut objects);
+        let known = of_kind.get(&key).and_then(|known| known.downcast_ref::<R>());
         if known.is_some_and(|known| !is_newer(known.meta(), object.meta())) {
-            objects.remove(&key);
+            of_kind.remove(&key);
             drop(objects);
             self.changed.notify_one();
         }
@@ -59,15 +60,14 @@ impl Objects {
         let mut objects = self.lock();
         let present: Vec<Key> = all.iter().map(|object| Key::of::<R>(object.meta())).collect();
         let present: std::collections::BTreeSet<&Key> = present.iter().collect();
-        let before = objects.len();
-        objects.retain(|key, object| {
-            key.kind != R::KIND
-                || present.contains(key)
-                || !object.downcast_ref::<R>().is_some_and(&belongs)
+        let of_kind = of_kind_mut::<R>(&mut objects);
+        let before = of_kind.len();
+        of_kind.retain(|key, object| {
+            present.contains(key) || !object.downcast_ref::<R>().is_some_and(&belongs)
         });
-        let mut changed = objects.len() != before;
+        let mut changed = of_kind.len() != before;
         for object in all {
-            changed |= put(&mut objects, object);
+            changed |= put(of_kind, object);
         }
         drop(objects);
         if changed {
@@ -75,10 +75,15 @@ impl Objects {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, AnyObject>> {
+    fn lock(&self) -> MutexGuard<'_, ByKind> {
         // Objects are put and removed whole: what a panicking holder leaves is valid.
-        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_kind.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Objects of a kind, to be changed: copied if a snapshot has them.
+fn of_kind_mut<R: Resource>(objects: &mut ByKind) -> &mut BTreeMap<Key, AnyObject> {
+    Arc::make_mut(objects.entry(R::KIND).or_default())
 }
 
 fn put<R: Resource>(objects: &mut BTreeMap<Key, AnyObject>, object: R) -> bool {
@@ -114,7 +119,7 @@ mod tests {
     }
 
     fn node_of(objects: &Objects) -> Vec<Option<String>> {
-        objects.of_kind::<AddressBlock>(|_| true).into_iter().map(|b| b.spec.node).collect()
+        objects.of_kind::<AddressBlock>(|_| true).iter().map(|b| b.spec.node.clone()).collect()
     }
 
     #[test]

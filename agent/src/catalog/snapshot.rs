@@ -18,10 +18,13 @@ use super::file::{AnyObject, Document, FileProblem, Fixed, Key};
 /// A file of people's counts as written completely when nobody has written to it for so long.
 const SETTLE: Duration = Duration::from_millis(60);
 
+/// Objects by kind. Copies share the kinds that did not change.
+pub(crate) type ByKind = BTreeMap<&'static str, Arc<BTreeMap<Key, AnyObject>>>;
+
 /// The catalog as it is in force.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    objects: BTreeMap<Key, AnyObject>,
+    objects: ByKind,
     files: HashMap<PathBuf, Held>,
     problems: Vec<FileProblem>,
     /// Some file was left out because it is still being written.
@@ -38,7 +41,7 @@ struct Held {
 
 impl Snapshot {
     /// The objects of the API.
-    pub(crate) fn of(objects: BTreeMap<Key, AnyObject>) -> Self {
+    pub(crate) fn of(objects: ByKind) -> Self {
         Self { objects, ..Self::default() }
     }
 
@@ -145,7 +148,11 @@ impl Snapshot {
                 }
             }
         }
-        self.objects = holders.into_iter().map(|(key, (_, object))| (key, object)).collect();
+        let mut by_kind: BTreeMap<&'static str, BTreeMap<Key, AnyObject>> = BTreeMap::new();
+        for (key, (_, object)) in holders {
+            by_kind.entry(key.kind).or_default().insert(key, object);
+        }
+        self.objects = by_kind.into_iter().map(|(kind, objects)| (kind, objects.into())).collect();
     }
 
     fn documents(&self) -> impl Iterator<Item = &Document> {
@@ -158,27 +165,31 @@ impl Snapshot {
 
     /// The object in force.
     pub fn get<R: Resource>(&self, namespace: Option<&str>, name: &str) -> Option<Arc<R>> {
-        let object = self.objects.get(&Key::new::<R>(namespace, name))?;
+        let object = self.objects.get(R::KIND)?.get(&Key::new::<R>(namespace, name))?;
         object.clone().downcast::<R>().ok()
     }
 
     /// All objects of a kind, by namespace and name.
     pub fn list<R: Resource>(&self) -> impl Iterator<Item = Arc<R>> {
-        // Keys are sorted by kind first.
-        let first = Key { kind: R::KIND, namespace: String::new(), name: String::new() };
-        let of_kind = self.objects.range(first..).take_while(|(key, _)| key.kind == R::KIND);
-        of_kind.filter_map(|(_, object)| object.clone().downcast::<R>().ok())
+        let of_kind = self.objects.get(R::KIND).into_iter().flat_map(|objects| objects.values());
+        of_kind.filter_map(|object| object.clone().downcast::<R>().ok())
+    }
+
+    /// How many there are of a kind.
+    pub fn count<R: Resource>(&self) -> usize {
+        self.objects.get(R::KIND).map_or(0, |objects| objects.len())
+    }
+
+    /// Only these kinds, so that nothing else is kept in memory with them.
+    pub(crate) fn only(&self, kinds: &[&'static str]) -> Self {
+        let mut objects = self.objects.clone();
+        objects.retain(|kind, _| kinds.contains(kind));
+        Self::of(objects)
     }
 
     /// Do both hold the same objects of a kind?
     pub(crate) fn same_of_kind<R: Resource>(&self, other: &Self) -> bool {
-        fn of_kind<R: Resource>(snapshot: &Snapshot) -> impl Iterator<Item = &AnyObject> {
-            let objects = snapshot.objects.iter().filter(|(key, _)| key.kind == R::KIND);
-            objects.map(|(_, object)| object)
-        }
-        let mut theirs = of_kind::<R>(other);
-        of_kind::<R>(self).all(|own| theirs.next().is_some_and(|their| Arc::ptr_eq(own, their)))
-            && theirs.next().is_none()
+        same_objects(self.objects.get(R::KIND), other.objects.get(R::KIND))
     }
 
     /// What is wrong with the files.
@@ -193,11 +204,21 @@ impl Snapshot {
 
     /// Do both hold the same objects, byte for byte?
     pub(crate) fn same_objects(&self, other: &Self) -> bool {
-        self.objects.len() == other.objects.len()
-            && self.objects.iter().zip(&other.objects).all(|((key, object), (other_key, other))| {
-                key == other_key && Arc::ptr_eq(object, other)
-            })
+        let mut kinds = self.objects.keys().chain(other.objects.keys());
+        kinds.all(|kind| same_objects(self.objects.get(kind), other.objects.get(kind)))
     }
+}
+
+/// The same objects of one kind?
+fn same_objects(
+    one: Option<&Arc<BTreeMap<Key, AnyObject>>>,
+    other: Option<&Arc<BTreeMap<Key, AnyObject>>>,
+) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
+    let same = |((key, object), (other_key, other)): ((&Key, &AnyObject), (&Key, &AnyObject))| {
+        key == other_key && Arc::ptr_eq(object, other)
+    };
+    Arc::ptr_eq(one, other) || (one.len() == other.len() && one.iter().zip(other.iter()).all(same))
 }
 
 /// A problem for each field that differs and may not.

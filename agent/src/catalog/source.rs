@@ -142,11 +142,34 @@ impl AnyStore {
     ///
     /// # Errors
     /// The store's.
-    pub async fn near_blocks(&self) -> Result<Vec<AddressBlock>, StoreError> {
+    pub async fn near_blocks(&self) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
         match self {
-            AnyStore::Directory(directory) => directory.list(&LabelSelector::default()).await,
-            AnyStore::Api(store) => Ok(store.objects.of_kind(|_| true)),
+            AnyStore::Directory(directory) => {
+                let blocks: Vec<AddressBlock> = directory.list(&LabelSelector::default()).await?;
+                Ok(blocks.into_iter().map(Arc::new).collect())
+            }
+            AnyStore::Api(store) => {
+                let whole = |block: &AddressBlock| block.spec.left_out.is_none();
+                Ok(store.objects.of_kind(whole))
+            }
         }
+    }
+
+    /// The blocks in which this node may have claims if it has claimed in these Networks only; of a
+    /// directory all.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn blocks_claimed_in(
+        &self,
+        networks: &[String],
+    ) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
+        let AnyStore::Api(store) = self else { return self.near_blocks().await };
+        let mut blocks = Vec::new();
+        for network in networks {
+            blocks.extend(store.blocks(network).await?);
+        }
+        Ok(blocks)
     }
 
     /// Writes what this node says of itself.
@@ -216,6 +239,9 @@ impl Store for AnyStore {
     }
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
         by_store!(self, store => store.list(selector).await)
+    }
+    async fn blocks(&self, domain: &str) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
+        by_store!(self, store => store.blocks(domain).await)
     }
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
         by_store!(self, store => store.create(object).await)

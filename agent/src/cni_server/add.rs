@@ -178,6 +178,7 @@ impl Add<'_> {
         let claimer = Claimer {
             store: &store,
             queue: &self.server.claims,
+            journal: &self.server.core.journal,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,

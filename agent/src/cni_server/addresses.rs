@@ -11,14 +11,15 @@ use multinet::pod::{self, Context, Selection};
 use multinet::range::Family;
 use multinet::rules::{Checked, Home, Pool, Problem};
 use multinet::store::{Store, StoreError};
-use multinet::types::block::{AddressBlock, Entry, EntryState, NETWORK_LABEL, Owner};
-use multinet::types::meta::LabelSelector;
+use multinet::types::block::{Entry, EntryState, Owner};
 use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
 
 use super::ask::{Asked, Asker, refused};
 use super::queue::ClaimQueue;
+use super::server::io_failure;
 use crate::catalog::{AnyStore, Snapshot};
+use crate::journal::Journal;
 
 /// An intent of this node without an attachment is a crash's remnant after this time, in which an
 /// ADD at work has come to its journal.
@@ -29,6 +30,7 @@ const INTENT_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Claimer<'a> {
     pub(super) store: &'a AnyStore,
     pub(super) queue: &'a ClaimQueue,
+    pub(super) journal: &'a Journal,
     pub(super) snapshot: &'a Snapshot,
     pub(super) checked: &'a Checked,
     pub(super) node: &'a str,
@@ -89,6 +91,8 @@ impl Claimer<'_> {
             // Its address lies in another node's block, of which the watch tells a moment later.
             self.store.read_again(network);
         }
+        let noted = self.journal.note_network(network);
+        noted.map_err(|e| io_failure("note that addresses are claimed", &e))?;
         let claims = self.queue.claim(self.store, network, requests.clone()).await;
         let claims = claims.map_err(|error| match error {
             // Pools that could not serve at all are named beside those that are used up.
@@ -144,7 +148,7 @@ impl Claimer<'_> {
         candidates: Vec<Candidate>,
         exact: Option<IpAddr>,
     ) -> Request {
-        let nodes = self.snapshot.list::<NodeState>().count().max(1);
+        let nodes = self.snapshot.count::<NodeState>().max(1);
         Request {
             owner: self.owner.clone(),
             interface: interface.to_owned(),
@@ -248,9 +252,8 @@ pub(super) async fn owner_of(
     sandbox_id: &str,
     interface: &str,
 ) -> Result<Option<Owner>, StoreError> {
-    let selector = LabelSelector::label(NETWORK_LABEL, network);
-    let blocks = store.list::<AddressBlock>(&selector).await?;
-    let mut held = blocks.iter().flat_map(AddressBlock::held);
+    let blocks = store.blocks(network).await?;
+    let mut held = blocks.iter().flat_map(|block| block.held());
     let entry = held.find(|e| e.sandbox_id == sandbox_id && e.interface == interface);
     Ok(entry.and_then(|entry| entry.owner.clone()))
 }
@@ -292,24 +295,24 @@ pub(super) async fn held_by(
 }
 
 /// Frees intents of this node that no attachment stands behind: an ADD died before its journal.
+/// `claimed_in`, at the start: the Networks that were noted; then no ADD is at work.
 pub(super) async fn free_remnants(
     store: &AnyStore,
     node: &str,
     known: impl Fn(&str, &str) -> bool + Send + Sync,
-    all: bool,
+    claimed_in: Option<&[String]>,
 ) -> Result<usize, StoreError> {
-    let patience_ms = if all { 0 } else { millis(INTENT_PATIENCE) };
+    let patience_ms = millis(INTENT_PATIENCE);
     let remnant = |e: &Entry| {
         e.state == EntryState::Intent
             && e.node == node
             && matches!(e.owner, Some(Owner::Pod { .. }))
-            && (all || e.is_stale_intent(now_ms(), patience_ms))
+            && (claimed_in.is_some() || e.is_stale_intent(now_ms(), patience_ms))
             && !known(&e.sandbox_id, &e.interface)
     };
-    let blocks = if all {
-        store.list::<AddressBlock>(&LabelSelector::default()).await?
-    } else {
-        store.near_blocks().await?
+    let blocks = match claimed_in {
+        Some(networks) => store.blocks_claimed_in(networks).await?,
+        None => store.near_blocks().await?,
     };
     let mut freed = 0;
     for block in blocks.iter().filter(|b| b.held().any(remnant)) {

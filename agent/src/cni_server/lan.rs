@@ -17,8 +17,6 @@ use multinet::ipam::{self, Holder};
 use multinet::range::Family;
 use multinet::rules::{Checked, Home};
 use multinet::store::{Store, StoreError};
-use multinet::types::block::{AddressBlock, NETWORK_LABEL};
-use multinet::types::meta::LabelSelector;
 use multinet::types::network::PoolLists;
 
 use super::add::PREPARE_WITHIN;
@@ -138,6 +136,7 @@ impl Add<'_> {
         let claimer = Claimer {
             store: &store,
             queue: &self.server.claims,
+            journal: &self.server.core.journal,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,
@@ -293,10 +292,9 @@ async fn gc(server: &CniServer, request: &Request) -> Result<(), CniError> {
 async fn check(server: &CniServer, request: &Request, key: &AttachmentKey) -> Result<(), CniError> {
     let failed = |message: String| Err(CniError::new(code::CHECK_FAILED, message));
     let store = server.core.catalog.store();
-    let selector = LabelSelector::label(NETWORK_LABEL, DOMAIN);
-    let blocks = store.list::<AddressBlock>(&selector).await;
+    let blocks = store.blocks(DOMAIN).await;
     let blocks = blocks.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
-    let held = blocks.iter().flat_map(AddressBlock::held);
+    let held = blocks.iter().flat_map(|block| block.held());
     let held = held.filter(|e| e.sandbox_id == key.container_id && e.interface == key.ifname);
     let held: Vec<IpAddr> = held.map(|e| e.address).collect();
     if held.is_empty() {

@@ -133,7 +133,10 @@ pub(super) async fn clean_up(server: &CniServer) {
             }
         }
     }
-    free_remnants(server, true).await;
+    match server.core.journal.noted_networks() {
+        Ok(networks) => free_remnants(server, Some(&networks)).await,
+        Err(e) => tracing::warn!("addresses of cut-off ADDs stay until they are reclaimed: {e}"),
+    }
 }
 
 /// Tries again, until the agent stops, what could not be finished.
@@ -158,14 +161,14 @@ pub(super) async fn keep_trying(server: Arc<CniServer>) {
             let _lock = server.lock(&key.container_id).await;
             release_unknown(&server, &key).await;
         }
-        free_remnants(&server, false).await;
+        free_remnants(&server, None).await;
         server.confirm_again();
         server.metrics.pending_removals.set(pending);
         server.metrics.attachments.set(server.core.attachments().len().try_into().unwrap_or(0));
     }
 }
 
-async fn free_remnants(server: &CniServer, all: bool) {
+async fn free_remnants(server: &CniServer, claimed_in: Option<&[String]>) {
     let attachments = server.core.attachments();
     let known = |sandbox: &str, interface: &str| {
         attachments.iter().any(|a| {
@@ -173,7 +176,7 @@ async fn free_remnants(server: &CniServer, all: bool) {
         })
     };
     let store = server.core.catalog.store();
-    match addresses::free_remnants(&store, &server.core.node, known, all).await {
+    match addresses::free_remnants(&store, &server.core.node, known, claimed_in).await {
         Ok(0) => {}
         Ok(freed) => tracing::info!(freed, "freed addresses that a cut-off ADD had claimed"),
         Err(e) => tracing::warn!("addresses of cut-off ADDs stay until the next try: {e}"),

@@ -124,7 +124,7 @@ fn owner(core: &Core) -> Owner {
 }
 
 fn request(core: &Core, family: Family, candidates: Vec<Candidate>) -> Request {
-    let nodes = core.catalog.snapshot().list::<NodeState>().count().max(1);
+    let nodes = core.catalog.snapshot().count::<NodeState>().max(1);
     Request {
         owner: owner(core),
         interface: INTERFACE.into(),

@@ -38,5 +38,5 @@ pub use install::{Presence, presence};
 pub use patch::{annotate_pod, remove_taint};
 pub use spiderpool::OtherAllocator;
 pub use store::ApiStore;
-pub use watch::{Change, Selection, follow, follow_specs};
+pub use watch::{Change, Selection, follow, follow_reduced, follow_specs};
 pub use workloads::addresses_outlive_pod;

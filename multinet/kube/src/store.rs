@@ -20,7 +20,7 @@ use crate::watch::selector_text;
 /// sandbox four minutes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Objects in one answer to a list.
-const PAGE: u32 = 500;
+const PAGE: u32 = 200;
 
 /// A store in the Kubernetes API.
 #[derive(Clone)]
@@ -45,6 +45,44 @@ impl ApiStore {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What `keep` leaves of the objects of a kind whose labels match. All of them are in memory only a
+    /// page at a time.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    pub async fn list_reduced<R: Resource>(
+        &self,
+        selector: &LabelSelector,
+        mut keep: impl FnMut(R) -> Option<R> + Send,
+    ) -> Result<Vec<R>, StoreError> {
+        let target = Target { kind: R::KIND, name: "", doing: "list" };
+        let api = api::<R>(&self.client, None);
+        let mut parameters = ListParams::default().limit(PAGE);
+        if !selector.is_empty() {
+            parameters = parameters.labels(&selector_text(selector));
+        }
+        let mut found = Vec::new();
+        loop {
+            let page = target.ask(api.list(&parameters)).await?;
+            found.extend(page.items.into_iter().map(Object::into_inner).filter_map(&mut keep));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => parameters = parameters.continue_token(&token),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// The object of a cluster-scoped kind, read with the right to list the kind.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    pub async fn find<R: Resource>(&self, name: &str) -> Result<Option<R>, StoreError> {
+        let target = Target { kind: R::KIND, name, doing: "read" };
+        let parameters = ListParams::default().fields(&format!("metadata.name={name}"));
+        let found = target.ask(api::<R>(&self.client, None).list(&parameters)).await?;
+        Ok(found.items.into_iter().next().map(Object::into_inner))
     }
 
     /// Replaces the status of an object, if its stored version is `metadata.resourceVersion`; an
@@ -77,21 +115,7 @@ impl Store for ApiStore {
     }
 
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
-        let target = Target { kind: R::KIND, name: "", doing: "list" };
-        let api = api::<R>(&self.client, None);
-        let mut parameters = ListParams::default().limit(PAGE);
-        if !selector.is_empty() {
-            parameters = parameters.labels(&selector_text(selector));
-        }
-        let mut found = Vec::new();
-        loop {
-            let page = target.ask(api.list(&parameters)).await?;
-            found.extend(page.items.into_iter().map(Object::into_inner));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => parameters = parameters.continue_token(&token),
-                None => return Ok(found),
-            }
-        }
+        self.list_reduced(selector, Some).await
     }
 
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {

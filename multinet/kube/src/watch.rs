@@ -3,9 +3,10 @@
 //! A stream never ends and never fails: what the API server says of a failure is logged once, and the
 //! watch is taken up again, with growing pauses. After a gap everything is told anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::ready;
 
+use futures::future::join_all;
 use futures::{Stream, StreamExt};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -19,6 +20,11 @@ use crate::store::{ApiStore, chain};
 
 /// Between two attempts to fetch an object that a watch told of.
 const FETCH_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Objects in one answer to the first list: while it is read, it is in memory as text and as objects.
+const PAGE: u32 = 100;
+/// Objects that are fetched at the same time.
+const FETCHED_AT_ONCE: usize = 8;
 
 /// Which objects of a kind are watched. The default is all.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +49,7 @@ impl Selection {
     }
 
     fn config(&self) -> watcher::Config {
-        let mut config = watcher::Config::default();
+        let mut config = watcher::Config::default().page_size(PAGE);
         if !self.labels.is_empty() {
             config = config.labels(&selector_text(&self.labels));
         }
@@ -70,21 +76,33 @@ pub fn follow<R: Resource>(
     client: &Client,
     selection: &Selection,
 ) -> impl Stream<Item = Change<R>> + Send + use<R> {
+    follow_reduced(client, selection, |object| object)
+}
+
+/// Follows the objects of a kind. What `reduce` takes away of each is not kept, not even while a list
+/// comes in.
+pub fn follow_reduced<R: Resource, F: Fn(R) -> R + Send>(
+    client: &Client,
+    selection: &Selection,
+    reduce: F,
+) -> impl Stream<Item = Change<R>> + Send + use<R, F> {
     let events = watcher(api::<R>(client, None), selection.config()).default_backoff();
-    changes::<Object<R>>(events, R::KIND).map(|change| change.map(Object::into_inner))
+    changes(events, R::KIND, move |object: Object<R>| reduce(object.into_inner()))
 }
 
 /// Follows the specs of a kind whose status is large and changes often: only metadata is watched, and
-/// an object is fetched when its generation, labels or annotations are new.
+/// an object is fetched when its generation, labels or annotations are new. `reduce` as in
+/// [`follow_reduced`].
 pub fn follow_specs<R: Resource>(
     client: &Client,
     selection: &Selection,
+    reduce: fn(R) -> R,
 ) -> impl Stream<Item = Change<R>> + Send + use<R> {
     // The library asks for metadata alone where this type is asked for.
     let metadata = Api::<Meta<R>>::all_with(client.clone(), &());
     let events = watcher(metadata, selection.config()).default_backoff();
-    let specs = Specs { store: ApiStore::new(client.clone()), known: HashMap::new() };
-    let changes = Box::pin(changes::<Meta<R>>(events, R::KIND));
+    let specs = Specs { store: ApiStore::new(client.clone()), known: HashMap::new(), reduce };
+    let changes = Box::pin(changes(events, R::KIND, |meta: Meta<R>| meta));
     futures::stream::unfold((changes, specs), |(mut changes, mut specs)| async move {
         loop {
             let change = changes.next().await?;
@@ -95,21 +113,12 @@ pub fn follow_specs<R: Resource>(
     })
 }
 
-impl<R> Change<R> {
-    fn map<T>(self, mut to: impl FnMut(R) -> T) -> Change<T> {
-        match self {
-            Change::All(all) => Change::All(all.into_iter().map(to).collect()),
-            Change::Set(one) => Change::Set(to(one)),
-            Change::Gone(one) => Change::Gone(to(one)),
-        }
-    }
-}
-
 /// Events of the client library as changes; failures are logged when they are new.
-fn changes<K>(
+fn changes<K, T>(
     events: impl Stream<Item = watcher::Result<Event<K>>>,
     kind: &'static str,
-) -> impl Stream<Item = Change<K>> {
+    to: impl Fn(K) -> T,
+) -> impl Stream<Item = Change<T>> {
     let mut gathered = Vec::new();
     let mut last_error = String::new();
     events.filter_map(move |event| {
@@ -120,12 +129,12 @@ fn changes<K>(
                 None
             }
             Ok(Event::InitApply(object)) => {
-                gathered.push(object);
+                gathered.push(to(object));
                 None
             }
             Ok(Event::InitDone) => Some(Change::All(std::mem::take(&mut gathered))),
-            Ok(Event::Apply(object)) => Some(Change::Set(object)),
-            Ok(Event::Delete(object)) => Some(Change::Gone(object)),
+            Ok(Event::Apply(object)) => Some(Change::Set(to(object))),
+            Ok(Event::Delete(object)) => Some(Change::Gone(to(object))),
             Err(error) => {
                 let error = chain(&error);
                 if error != last_error {
@@ -146,6 +155,7 @@ fn changes<K>(
 struct Specs<R> {
     store: ApiStore,
     known: HashMap<String, (Edition, R)>,
+    reduce: fn(R) -> R,
 }
 
 /// What of an object's metadata says that its spec may be another. A re-created object may have the
@@ -159,6 +169,18 @@ struct Edition {
     terminating: bool,
 }
 
+impl Edition {
+    fn of<R: Resource>(meta: &Meta<R>) -> Self {
+        Self {
+            uid: meta.uid(),
+            generation: meta.metadata.generation,
+            labels: meta.labels().clone(),
+            annotations: meta.annotations().clone(),
+            terminating: meta.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
 type Meta<R> = PartialObjectMeta<Object<R>>;
 
 impl<R: Resource> Specs<R> {
@@ -166,20 +188,13 @@ impl<R: Resource> Specs<R> {
     async fn fetch(&mut self, change: Change<Meta<R>>) -> Option<Change<R>> {
         match change {
             Change::All(all) => {
-                let mut whole = Vec::with_capacity(all.len());
-                let mut before = std::mem::take(&mut self.known);
-                for meta in all {
-                    let name = meta.name_any();
-                    if let Some(known) = before.remove(&name) {
-                        self.known.insert(name.clone(), known);
-                    }
-                    self.refresh(&meta).await;
-                    whole.extend(self.known.get(&name).map(|(_, object)| object.clone()));
-                }
-                Some(Change::All(whole))
+                let names: HashSet<String> = all.iter().map(ResourceExt::name_any).collect();
+                self.known.retain(|name, _| names.contains(name));
+                self.refresh(&all).await;
+                Some(Change::All(self.known.values().map(|(_, object)| object.clone()).collect()))
             }
             Change::Set(meta) => {
-                let fresh = self.refresh(&meta).await;
+                let fresh = self.refresh(std::slice::from_ref(&meta)).await;
                 let (_, object) = self.known.get(&meta.name_any()).filter(|_| fresh)?;
                 Some(Change::Set(object.clone()))
             }
@@ -190,27 +205,29 @@ impl<R: Resource> Specs<R> {
         }
     }
 
-    /// Fetches the object if the one at hand is not of this edition. `false`: nothing is new.
-    async fn refresh(&mut self, meta: &Meta<R>) -> bool {
-        let name = meta.name_any();
-        let edition = Edition {
-            uid: meta.uid(),
-            generation: meta.metadata.generation,
-            labels: meta.labels().clone(),
-            annotations: meta.annotations().clone(),
-            terminating: meta.metadata.deletion_timestamp.is_some(),
-        };
-        if self.known.get(&name).is_some_and(|(known, _)| *known == edition) {
-            return false;
-        }
-        match self.get(meta.namespace().as_deref(), &name).await {
-            Some(object) => {
-                self.known.insert(name, (edition, object));
-                true
+    /// Fetches the objects of which there is a new edition. `false`: there was none.
+    async fn refresh(&mut self, metas: &[Meta<R>]) -> bool {
+        let outdated = metas.iter().filter(|meta| {
+            let known = self.known.get(&meta.name_any());
+            known.is_none_or(|(known, _)| *known != Edition::of(meta))
+        });
+        let outdated: Vec<&Meta<R>> = outdated.collect();
+        let mut new = false;
+        for some in outdated.chunks(FETCHED_AT_ONCE) {
+            let fetches: Vec<_> = some.iter().map(|meta| self.fetch_one(meta)).collect();
+            for (name, known) in join_all(fetches).await.into_iter().flatten() {
+                self.known.insert(name, known);
+                new = true;
             }
-            // It went meanwhile; the watch says so next.
-            None => false,
         }
+        new
+    }
+
+    /// Nothing if it went meanwhile; the watch says so next.
+    async fn fetch_one(&self, meta: &Meta<R>) -> Option<(String, (Edition, R))> {
+        let name = meta.name_any();
+        let object = self.get(meta.namespace().as_deref(), &name).await?;
+        Some((name, (Edition::of(meta), (self.reduce)(object))))
     }
 
     async fn get(&self, namespace: Option<&str>, name: &str) -> Option<R> {

@@ -72,7 +72,8 @@ async fn a_pools_status_is_not_fetched_again_and_again() {
     let spec = IPPoolSpec { subnet: "10.1.0.0/24".into(), ..IPPoolSpec::default() };
     let mut pool = store.create(&SpiderIPPool::new("p", spec)).await.unwrap();
     let selection = Selection::default();
-    let mut changes = Box::pin(follow_specs::<SpiderIPPool>(store.client(), &selection));
+    let mut changes =
+        Box::pin(follow_specs::<SpiderIPPool>(store.client(), &selection, |pool| pool));
     let Some(Change::All(first)) = changes.next().await else { panic!("no first list") };
     assert_eq!(first.len(), 1);
     // A status first, then a spec: the first change told is the spec's.

@@ -20,6 +20,9 @@ use crate::rules::{Binding, Checked, Home, Pool, ReuseDelay, Strategy};
 use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, EntryState, Owner};
 use crate::types::mac::{mix, stable_hash};
 
+/// Of blocks that are not at hand and may have a free address, so many are read at a time.
+const FETCHED_AT_ONCE: usize = 4;
+
 /// A pool that a request may be served from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
@@ -46,6 +49,15 @@ impl Candidate {
             reuse_delay: pool.reuse_delay,
             binding: pool.binding,
         }
+    }
+
+    /// Outlined blocks that may have an address for whoever reads them whole.
+    fn roomy_outlines<'a>(&'a self, view: &'a View) -> impl Iterator<Item = &'a AddressBlock> {
+        let of_family = view.outlines().filter(|b| b.family() == self.addresses.family());
+        of_family.filter(|b| {
+            let held = b.spec.left_out.as_ref().map_or(u64::MAX, |out| out.held);
+            self.addresses.window(b.start()) & !held != 0
+        })
     }
 
     /// Whether nodes hold blocks of it. Auto: where there are twice as many blocks as nodes and at
@@ -92,6 +104,28 @@ impl Request {
         Family::of(entry.address) == self.family
             && entry.interface == self.interface
             && entry.owner.as_ref().is_some_and(|o| same_owner(o, &self.owner, self.sticky))
+    }
+
+    /// Names of outlined blocks that have to be read before this can be decided: where the owner
+    /// may have something, and the one around an exact address.
+    pub(super) fn needs(&self, view: &View) -> Vec<String> {
+        let own = view.outlines_with(&self.owner, &self.interface).map(str::to_owned);
+        own.chain(self.exact.and_then(|address| view.outline_around(address))).collect()
+    }
+
+    /// Names of outlined blocks of the first candidate that may have an address there, idle ones
+    /// first, when the blocks at hand had none. Agents that come here at the same time begin at
+    /// different ones.
+    pub(super) fn could_use(&self, view: &View, attempt: u32) -> Vec<String> {
+        if self.exact.is_some() {
+            return Vec::new();
+        }
+        let seed = self.seed(attempt);
+        let roomy = self.candidates.iter().map(|c| c.roomy_outlines(view).collect::<Vec<_>>());
+        let first = roomy.into_iter().find(|blocks| !blocks.is_empty());
+        let mut first = first.unwrap_or_default();
+        first.sort_by_cached_key(|b| (!b.is_idle(), mix(stable_hash(&[b.name()]) ^ seed)));
+        first.into_iter().take(FETCHED_AT_ONCE).map(|b| b.name().to_owned()).collect()
     }
 
     fn seed(&self, attempt: u32) -> u64 {
@@ -206,6 +240,10 @@ pub fn plan_claim(
             }
             Err(why) => refused.pools.push(Rejection { pool: candidate.pool.clone(), why }),
         }
+        // The next pool's turn comes when this one has none for certain.
+        if request.exact.is_none() && candidate.roomy_outlines(view).next().is_some() {
+            break;
+        }
     }
     Err(refused)
 }
@@ -274,7 +312,7 @@ fn exact(
     if !candidate.addresses.contains(address) {
         return Err(format!("does not hold {address}"));
     }
-    if view.is_broken(Family::of(address), number(address)) {
+    if view.is_closed(Family::of(address), number(address)) {
         return Err(format!("cannot give {address}: {BROKEN}"));
     }
     match view.block_of(address).and_then(|b| b.entry(address)) {
@@ -416,11 +454,13 @@ impl Picker<'_> {
             0
         };
         // At worst every window but one has a block, sound or broken.
-        let known = self.view.blocks_of(set.family()).count() + self.view.broken_count();
+        let known = self.view.blocks_of(set.family()).count()
+            + self.view.broken_count()
+            + self.view.outlines().count();
         let tries = count.min(known as u128 + 1);
         (0..tries).filter_map(|i| set.nth_window((from + i) % count)).find(|start| {
             let (family, start) = (set.family(), *start);
-            self.view.block(family, start).is_none() && !self.view.is_broken(family, start)
+            self.view.block(family, start).is_none() && !self.view.is_closed(family, start)
         })
     }
 
@@ -441,6 +481,16 @@ impl Picker<'_> {
         Some(Choice { address: entry.address, bind: None })
     }
 
+    fn held_in_outlines(&self) -> usize {
+        let set = &self.candidate.addresses;
+        let outlines = self.view.outlines().filter(|b| b.family() == set.family());
+        let held = |b: &AddressBlock| {
+            let out = b.spec.left_out.as_ref()?;
+            Some((out.held & set.window(b.start())).count_ones() as usize)
+        };
+        outlines.filter_map(held).sum()
+    }
+
     fn why_exhausted(&self) -> String {
         let count = |wanted: &dyn Fn(&Entry) -> bool| {
             let set = &self.candidate.addresses;
@@ -449,7 +499,7 @@ impl Picker<'_> {
                 .filter(|e| set.contains(e.address) && wanted(e))
                 .count()
         };
-        let held = count(&|e| e.state.is_held());
+        let held = count(&|e| e.state.is_held()) + self.held_in_outlines();
         let quarantined = count(&|e| e.state == EntryState::Quarantined);
         let resting = count(&|e| e.state == EntryState::Released);
         let mut text = format!("is used up ({held} of {} held", self.candidate.addresses.len());

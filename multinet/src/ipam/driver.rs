@@ -1,11 +1,12 @@
 //! Read, decide, compare-and-swap; on a lost race again. The driver holds no state: whoever drops it
 //! between two writes (a crash) leaves the store in a state that the next call understands.
 
+use std::collections::BTreeSet;
+
 use super::claim::{Claim, Rejections, Request, plan_claim};
 use super::view::View;
 use crate::store::{Store, StoreError};
-use crate::types::block::{AddressBlock, Entry, EntryState, NETWORK_LABEL};
-use crate::types::meta::LabelSelector;
+use crate::types::block::{AddressBlock, Entry, EntryState};
 
 /// How often a call decides anew after losing a race. Each loss means that another call went ahead.
 pub const MAX_ATTEMPTS: u32 = 256;
@@ -32,8 +33,20 @@ pub enum ClaimError {
 /// # Errors
 /// The store's.
 pub async fn load<S: Store>(store: &S, domain: &str) -> Result<View, StoreError> {
-    let selector = LabelSelector::label(NETWORK_LABEL, domain);
-    Ok(View::new(domain, store.list::<AddressBlock>(&selector).await?))
+    Ok(View::of(domain, store.blocks(domain).await?))
+}
+
+/// Reads blocks whole that a view has in outline.
+async fn fetch<S: Store>(
+    store: &S,
+    view: &mut View,
+    names: impl IntoIterator<Item = String>,
+) -> Result<(), StoreError> {
+    for name in names.into_iter().collect::<BTreeSet<_>>() {
+        let block = store.get::<AddressBlock>(None, &name).await?;
+        view.fetched(&name, block);
+    }
+    Ok(())
 }
 
 /// Claims an address for each request, all or none. Asking again for the same keys gives the same
@@ -94,9 +107,13 @@ impl Groups<'_> {
         attempt: u32,
     ) -> Result<bool, StoreError> {
         let mut view = load(store, domain).await?;
+        let needed = self.groups.iter().flat_map(|group| group.iter());
+        let needed: Vec<String> = needed.flat_map(|request| request.needs(&view)).collect();
+        fetch(store, &mut view, needed).await?;
         for (group, outcome) in self.groups.iter().zip(&mut self.outcomes) {
             if outcome.is_ok() {
-                *outcome = plan_group(&mut view, group, attempt, self.now_ms);
+                *outcome =
+                    plan_group_further(store, &mut view, group, attempt, self.now_ms).await?;
             }
             if outcome.is_err() {
                 // What an earlier attempt has written for it.
@@ -120,6 +137,28 @@ impl Groups<'_> {
     fn fail(self, error: &ClaimError) -> Vec<Result<Vec<Claim>, ClaimError>> {
         let outcomes = self.outcomes.into_iter();
         outcomes.map(|outcome| outcome.and_then(|_| Err(error.clone()))).collect()
+    }
+}
+
+/// Plans with more and more of the blocks that are not at hand, until one has an address or none is
+/// left that may.
+async fn plan_group_further<S: Store>(
+    store: &S,
+    view: &mut View,
+    group: &[Request],
+    attempt: u32,
+    now_ms: u64,
+) -> Result<Result<Vec<Claim>, ClaimError>, StoreError> {
+    loop {
+        let planned = plan_group(view, group, attempt, now_ms);
+        let further: Vec<String> = match &planned {
+            Ok(_) => Vec::new(),
+            Err(_) => group.iter().flat_map(|r| r.could_use(view, attempt)).collect(),
+        };
+        if further.is_empty() {
+            return Ok(planned);
+        }
+        fetch(store, view, further).await?;
     }
 }
 

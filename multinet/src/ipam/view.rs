@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::range::{Family, number};
 use crate::rules::validate_block;
-use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, Owner};
-use crate::types::mac::stable_hash;
+use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, Owner, block_name, owner_hash};
 
 /// Blocks of one domain (a Network, or "" for the LAN), both families.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +16,8 @@ pub struct View {
     /// Windows of blocks that break their rules (somebody edited them): nothing is taken from there,
     /// because what is held there cannot be told.
     broken: BTreeSet<(Family, u128)>,
+    /// Blocks that are not at hand whole: nothing is taken from there before they are fetched.
+    outlines: BTreeMap<(Family, u128), Arc<AddressBlock>>,
     /// Where owners' entries were when their block was last clean, by [`owner_hash`]: a claim among
     /// 100,000 must not look at each. What it names is compared again before it is believed.
     owners: HashMap<u64, Vec<IpAddr>>,
@@ -23,17 +25,9 @@ pub struct View {
     before: BTreeMap<(Family, u128), Option<Slot>>,
 }
 
-/// The same for every UID of a pod's name, so that sticky owners are found as well.
-fn owner_hash(owner: &Owner, interface: &str) -> u64 {
-    match owner {
-        Owner::Pod { namespace, name, .. } => stable_hash(&[namespace, name, interface]),
-        Owner::Node { name } => stable_hash(&["", name, interface]),
-    }
-}
-
 #[derive(Clone, Debug)]
 struct Slot {
-    block: AddressBlock,
+    block: Arc<AddressBlock>,
     dirty: bool,
 }
 
@@ -41,19 +35,74 @@ impl View {
     /// A view of what was read. Blocks of other domains are left out.
     #[must_use]
     pub fn new(domain: impl Into<String>, blocks: impl IntoIterator<Item = AddressBlock>) -> Self {
+        Self::of(domain, blocks.into_iter().map(Arc::new))
+    }
+
+    /// The same of blocks that others look at as well; some may be outlines.
+    #[must_use]
+    pub fn of(
+        domain: impl Into<String>,
+        blocks: impl IntoIterator<Item = Arc<AddressBlock>>,
+    ) -> Self {
         let mut view = View { domain: domain.into(), ..View::default() };
         for block in blocks {
-            if block.spec.network != view.domain {
-                continue;
-            }
-            let window = (block.family(), block.start() & !(BLOCK_SIZE - 1));
-            if validate_block(&block).is_empty() {
-                view.written(block);
-            } else {
-                view.broken.insert(window);
-            }
+            view.take(block);
         }
         view
+    }
+
+    fn take(&mut self, block: Arc<AddressBlock>) {
+        let window = (block.family(), block.start() & !(BLOCK_SIZE - 1));
+        if block.spec.network != self.domain {
+            return;
+        }
+        if block.spec.left_out.is_some() {
+            self.outlines.insert(window, block);
+        } else if validate_block(&block).is_empty() {
+            self.written(block);
+        } else {
+            self.broken.insert(window);
+        }
+    }
+
+    /// The whole block in place of an outline's, or none if it is gone.
+    pub(super) fn fetched(&mut self, outline: &str, block: Option<AddressBlock>) {
+        self.outlines.retain(|_, known| known.name() != outline);
+        if let Some(block) = block {
+            self.take(Arc::new(block));
+        }
+    }
+
+    /// Blocks that are there in outline.
+    pub fn outlines(&self) -> impl Iterator<Item = &AddressBlock> {
+        self.outlines.values().map(AsRef::as_ref)
+    }
+
+    /// Names of outlined blocks in which an owner's interface may have, or have had, an address.
+    pub(super) fn outlines_with<'a>(
+        &'a self,
+        owner: &Owner,
+        interface: &str,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        let hash = owner_hash(owner, interface);
+        let has = move |block: &&AddressBlock| {
+            block.spec.left_out.as_ref().is_some_and(|out| out.owners.contains(&hash))
+        };
+        self.outlines().filter(has).map(AddressBlock::name)
+    }
+
+    /// The name of the outlined block around an address.
+    pub(super) fn outline_around(&self, address: IpAddr) -> Option<String> {
+        let window = (Family::of(address), number(address) & !(BLOCK_SIZE - 1));
+        let known = self.outlines.contains_key(&window);
+        known.then(|| block_name(&self.domain, address))
+    }
+
+    /// Whether nothing can be taken around an address: the block breaks its rules, or is not at hand.
+    #[must_use]
+    pub fn is_closed(&self, family: Family, start: u128) -> bool {
+        let window = (family, start & !(BLOCK_SIZE - 1));
+        self.broken.contains(&window) || self.outlines.contains_key(&window)
     }
 
     /// Whether the block around an address breaks its rules.
@@ -76,18 +125,18 @@ impl View {
 
     /// All blocks, by family and address.
     pub fn blocks(&self) -> impl Iterator<Item = &AddressBlock> {
-        self.blocks.values().map(|s| &s.block)
+        self.blocks.values().map(|s| s.block.as_ref())
     }
 
     /// Blocks of a family, by address.
     pub fn blocks_of(&self, family: Family) -> impl Iterator<Item = &AddressBlock> {
-        self.blocks.range((family, 0)..=(family, u128::MAX)).map(|(_, s)| &s.block)
+        self.blocks.range((family, 0)..=(family, u128::MAX)).map(|(_, s)| s.block.as_ref())
     }
 
     /// The block that starts at `start`.
     #[must_use]
     pub fn block(&self, family: Family, start: u128) -> Option<&AddressBlock> {
-        self.blocks.get(&(family, start)).map(|s| &s.block)
+        self.blocks.get(&(family, start)).map(|s| s.block.as_ref())
     }
 
     /// The block that an address lies in, if there is one.
@@ -101,12 +150,12 @@ impl View {
         let key = (Family::of(address), number(address) & !(BLOCK_SIZE - 1));
         self.before.entry(key).or_insert_with(|| self.blocks.get(&key).cloned());
         let domain = &self.domain;
-        let slot = self
-            .blocks
-            .entry(key)
-            .or_insert_with(|| Slot { block: AddressBlock::around(domain, address), dirty: true });
+        let slot = self.blocks.entry(key).or_insert_with(|| Slot {
+            block: AddressBlock::around(domain, address).into(),
+            dirty: true,
+        });
         slot.dirty = true;
-        &mut slot.block
+        Arc::make_mut(&mut slot.block)
     }
 
     /// From here on [`View::roll_back`] leads back here.
@@ -137,7 +186,7 @@ impl View {
     /// What has to be written: a block without resource version is to be created, any other to be
     /// replaced if its version is still that one.
     pub fn writes(&self) -> impl Iterator<Item = &AddressBlock> {
-        self.blocks.values().filter(|s| s.dirty).map(|s| &s.block)
+        self.blocks.values().filter(|s| s.dirty).map(|s| s.block.as_ref())
     }
 
     /// Entries, held or released, that may be `owner`'s for `interface`; the caller compares.
@@ -155,7 +204,8 @@ impl View {
     }
 
     /// Takes a block as the store has it.
-    pub fn written(&mut self, block: AddressBlock) {
+    pub fn written(&mut self, block: impl Into<Arc<AddressBlock>>) {
+        let block = block.into();
         for entry in &block.spec.entries {
             if let Some(owner) = &entry.owner {
                 let known = self.owners.entry(owner_hash(owner, &entry.interface)).or_default();

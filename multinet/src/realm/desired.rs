@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -62,9 +63,9 @@ pub struct Input<'a> {
     /// Networks and pools.
     pub checked: &'a Checked,
     /// All nodes, this one included, by name.
-    pub nodes: &'a BTreeMap<String, NodeState>,
-    /// Blocks of (at least) the Networks in local use.
-    pub blocks: &'a [AddressBlock],
+    pub nodes: &'a BTreeMap<String, Arc<NodeState>>,
+    /// Blocks of (at least) the Networks in local use; outlines will do.
+    pub blocks: &'a [Arc<AddressBlock>],
     /// Interfaces on this node.
     pub attachments: &'a [Attachment],
     /// 0 = 4789.
@@ -134,7 +135,7 @@ fn realm(
         vni: network.vni().unwrap_or(0),
         vlan_id: 0,
         physical_network: spec.physical_network.clone(),
-        mtu: network_mtu(network, input.nodes.values()),
+        mtu: network_mtu(network, input.nodes.values().map(AsRef::as_ref)),
         gateways: gateways.into_iter().collect(),
         prefixes: prefixes.into_iter().collect(),
         routes: routes.table.into_iter().map(|(prefix, via)| Route { prefix, via }).collect(),
@@ -209,7 +210,7 @@ impl<'a> Routes<'a> {
         Ok(Via::Tunnel { vtep, inner_mac: remote.spec.router_mac })
     }
 
-    fn add_blocks(&mut self, blocks: &[AddressBlock], notes: &mut Vec<String>) {
+    fn add_blocks(&mut self, blocks: &[Arc<AddressBlock>], notes: &mut Vec<String>) {
         let name = self.name;
         let mut unreachable: BTreeMap<String, usize> = BTreeMap::new();
         for block in blocks.iter().filter(|b| b.spec.network == name) {
@@ -276,7 +277,7 @@ impl<'a> Routes<'a> {
         pools: &[&Pool],
         attachments: &[&Attachment],
         gateways: &BTreeSet<IpAddr>,
-        blocks: &[AddressBlock],
+        blocks: &[Arc<AddressBlock>],
     ) {
         for (dst, gw) in pools.iter().flat_map(|p| &p.routes) {
             if gateways.contains(gw) {
@@ -288,9 +289,9 @@ impl<'a> Routes<'a> {
                 None => blocks
                     .iter()
                     .filter(|b| b.spec.network == self.name)
-                    .flat_map(AddressBlock::held)
-                    .find(|e| e.address == *gw && e.node != self.input.node)
-                    .and_then(|e| self.tunnel(&e.node).ok()),
+                    .find_map(|b| b.holder_node(*gw))
+                    .filter(|node| *node != self.input.node)
+                    .and_then(|node| self.tunnel(node).ok()),
             };
             if let Some(via) = via {
                 self.table.entry(*dst).or_insert(via);

@@ -4,6 +4,7 @@
 //! - `cidr` is aligned: /26 for IPv4, /122 for IPv6; the name follows from Network and `cidr`.
 //! - At most one entry per address; entries are sorted by address.
 //! - An object is changed by compare-and-swap on its resource version only.
+//! - An outline ([`AddressBlockSpec::left_out`]) is never written.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,8 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::meta::resource;
+use super::mac::stable_hash;
+use super::meta::{ObjectMeta, resource};
 use crate::range::{Family, number};
 
 /// Label of a block: its Network, so that a node watches only those in use there.
@@ -56,6 +58,7 @@ impl AddressBlock {
             cidr: block_cidr(address),
             node: None,
             entries: Vec::new(),
+            left_out: None,
         };
         let mut block = AddressBlock::new(block_name(network, address), spec);
         block.metadata.labels.insert(NETWORK_LABEL.into(), network.into());
@@ -90,13 +93,70 @@ impl AddressBlock {
     /// Whether nobody holds an address of it.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        !self.spec.entries.iter().any(|e| e.state.is_held())
+        let out = self.spec.left_out.as_ref();
+        !self.spec.entries.iter().any(|e| e.state.is_held()) && out.is_none_or(|out| out.held == 0)
     }
 
     /// The entry of an address.
     #[must_use]
     pub fn entry(&self, address: IpAddr) -> Option<&Entry> {
         self.spec.entries.iter().find(|e| e.address == address)
+    }
+
+    /// Whether a node may take something from the block, or has something in it, so that it needs more
+    /// than an outline.
+    #[must_use]
+    pub fn concerns(&self, node: &str) -> bool {
+        let full = || self.held().count() as u128 == BLOCK_SIZE;
+        match &self.spec.node {
+            Some(bound) if bound == node => true,
+            None if !full() => true,
+            _ => self.spec.entries.iter().any(|e| e.node == node),
+        }
+    }
+
+    /// What a node keeps of a block that it takes nothing from: where its addresses are, which are
+    /// held, and the hashes of their owners. In a large cluster nearly all blocks are kept so.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        let bit = |e: &Entry| 1u64 << ((number(e.address) - self.start()) & (BLOCK_SIZE - 1));
+        let owner = |e: &Entry| Some(owner_hash(e.owner.as_ref()?, &e.interface));
+        let left_out = LeftOut {
+            held: self.held().map(bit).fold(0, |held, bit| held | bit),
+            owners: self.spec.entries.iter().filter_map(owner).collect(),
+        };
+        let own_route = |e: &&Entry| self.spec.node.as_ref() != Some(&e.node);
+        let entries = self.held().filter(own_route).map(Entry::outline).collect();
+        let mut outline = AddressBlock {
+            api_version: String::new(),
+            kind: String::new(),
+            metadata: ObjectMeta {
+                uid: self.metadata.uid.clone(),
+                resource_version: self.metadata.resource_version.clone(),
+                ..ObjectMeta::named(self.name())
+            },
+            spec: AddressBlockSpec {
+                network: self.spec.network.clone(),
+                cidr: self.spec.cidr,
+                node: self.spec.node.clone(),
+                entries,
+                left_out: Some(Box::new(left_out)),
+            },
+            status: None,
+        };
+        outline.spec.entries.shrink_to_fit();
+        outline
+    }
+
+    /// The node on which an address of the block is held.
+    #[must_use]
+    pub fn holder_node(&self, address: IpAddr) -> Option<&str> {
+        if let Some(entry) = self.held().find(|e| e.address == address) {
+            return Some(&entry.node);
+        }
+        let out = self.spec.left_out.as_ref().filter(|_| self.spec.cidr.contains(&address))?;
+        let at = (number(address) - self.start()) & (BLOCK_SIZE - 1);
+        (out.held >> at & 1 == 1).then_some(self.spec.node.as_deref()).flatten()
     }
 
     /// Entries whose address is in somebody's hands.
@@ -125,6 +185,19 @@ pub struct AddressBlockSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub entries: Vec<Entry>,
+    /// No part of the object: there in an outline, whose entries are only those that need a route of
+    /// their own, without what other nodes need not know.
+    #[serde(skip)]
+    pub left_out: Option<Box<LeftOut>>,
+}
+
+/// What an outline keeps of the entries that it left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Held addresses, bit by bit from the block's first.
+    pub held: u64,
+    /// Who has, or had last, an address of the block: [`owner_hash`] of each.
+    pub owners: Box<[u64]>,
 }
 
 impl Default for AddressBlockSpec {
@@ -135,6 +208,7 @@ impl Default for AddressBlockSpec {
             cidr: IpNet::V4(ipnet::Ipv4Net::default()),
             node: None,
             entries: Vec::new(),
+            left_out: None,
         }
     }
 }
@@ -174,6 +248,34 @@ pub struct Entry {
     /// Quarantined: why, for a person.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+impl Entry {
+    /// Address, state and node.
+    fn outline(&self) -> Self {
+        Entry {
+            address: self.address,
+            state: self.state,
+            owner: None,
+            interface: String::new(),
+            pool: String::new(),
+            sandbox_id: String::new(),
+            node: self.node.clone(),
+            since_ms: self.since_ms,
+            until_ms: self.until_ms,
+            reason: String::new(),
+        }
+    }
+}
+
+/// A number for an owner's interface, the same for every UID of a pod's name, so that sticky owners
+/// are found as well. What it finds is compared before it is believed.
+#[must_use]
+pub fn owner_hash(owner: &Owner, interface: &str) -> u64 {
+    match owner {
+        Owner::Pod { namespace, name, .. } => stable_hash(&[namespace, name, interface]),
+        Owner::Node { name } => stable_hash(&["", name, interface]),
+    }
 }
 
 /// Whether an address is held.

@@ -91,9 +91,8 @@ impl Observer {
     fn routes(&self, snapshot: &Arc<Snapshot>) -> Vec<Route> {
         let checked = self.core.checked(snapshot);
         let nodes: BTreeMap<_, _> =
-            snapshot.list::<NodeState>().map(|n| (n.name().to_owned(), (*n).clone())).collect();
-        let blocks: Vec<AddressBlock> =
-            snapshot.list::<AddressBlock>().map(|b| (*b).clone()).collect();
+            snapshot.list::<NodeState>().map(|n| (n.name().to_owned(), n)).collect();
+        let blocks: Vec<_> = snapshot.list::<AddressBlock>().collect();
         let attachments = [Attachment {
             id: "observer/eth0".into(),
             network: NETWORK.into(),

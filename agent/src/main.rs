@@ -82,7 +82,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             tombstone_dir: config.cni_state_dir.clone(),
             dataplane_socket: config.dataplane.clone(),
             apply_within: Duration::from_millis(config.apply_within_ms),
-            beside_multus: install::is_multus_in(&config.cni_conf_dir),
+            cni_conf_dir: config.cni_conf_dir.clone(),
         },
         firewall.clone(),
     );

@@ -331,3 +331,30 @@ spec: {subnet: 10.60.0.0/24, ips: [10.60.0.2-10.60.0.9], default: true}
         }
     }
 }
+
+#[test]
+fn multus_is_noticed_when_it_comes() {
+    let cluster = Cluster::start();
+    let node = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    let netns = Netns::new();
+    let annotations_of = |name: &str, interface: &str| {
+        let uid = cluster.pod(name, &serde_json::json!({}));
+        let pod = Pod::new(name, &netns, "blue", interface);
+        let outcome = node.agent.call(&request(&pod, &uid, Command::Add)).outcome;
+        assert!(matches!(outcome, Outcome::Result(_)), "{outcome:?}: {}", node.agent.log());
+        let pods: Api<k8s_openapi::api::core::v1::Pod> =
+            Api::namespaced(cluster.store.client().clone(), "test");
+        eventually("the pod tells its interfaces", || {
+            let pod = cluster.runtime.block_on(pods.get(name)).unwrap();
+            let annotations = pod.metadata.annotations.unwrap_or_default();
+            annotations.contains_key("bowline.dev/network-status").then_some(annotations)
+        })
+    };
+    let common = "k8s.v1.cni.cncf.io/network-status";
+    assert!(annotations_of("before", "eth1").contains_key(common));
+    let multus = node.configuration().with_file_name("00-multus.conf");
+    std::fs::write(&multus, "{}").unwrap();
+    assert!(!annotations_of("beside", "eth2").contains_key(common), "that one is Multus' own");
+    std::fs::remove_file(&multus).unwrap();
+    assert!(annotations_of("after", "eth3").contains_key(common));
+}

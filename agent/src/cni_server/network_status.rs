@@ -10,6 +10,7 @@ use super::ask::Asker;
 use super::device_info;
 use super::server::CniServer;
 use crate::catalog::ApiCatalog;
+use crate::install::is_multus_in;
 use crate::journal::{Attachment, Phase};
 
 /// Ours.
@@ -29,7 +30,8 @@ pub(super) fn tell(server: &CniServer, asker: &Asker, attachment: &Attachment) {
     let status: Vec<Value> = of_pod.flat_map(describe).collect();
     let text = Value::from(status).to_string();
     let mut annotations = json!({ OWN: text });
-    if !server.settings.beside_multus {
+    // It may have been installed, or removed, since the last pod.
+    if !is_multus_in(&server.settings.cni_conf_dir) {
         annotations[COMMON] = text.into();
     }
     let uid = attachment.owner.key();

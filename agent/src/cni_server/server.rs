@@ -44,8 +44,8 @@ pub struct Settings {
     pub dataplane_socket: PathBuf,
     /// How long an ADD waits for the data plane.
     pub apply_within: Duration,
-    /// Multus writes the annotation that all CNIs share.
-    pub beside_multus: bool,
+    /// The runtime's configurations: with one of Multus, that writes the annotation that all CNIs share.
+    pub cni_conf_dir: PathBuf,
 }
 
 type SandboxLocks = Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>;

@@ -245,6 +245,12 @@ fn untouched_routes_and_refusals() {
     write(&node.agent.catalog, "coordinator.yaml", &waiting);
     let sentence = refused(json!({"type": "coordinator"}));
     assert!(sentence.contains("NotReady: no CIDRs"), "{sentence}");
+    // The controller has not come to it yet: that is not a cluster without prefixes.
+    let (young, _) = CLUSTER.split_once("status: {phase: Synced").unwrap();
+    write(&node.agent.catalog, "coordinator.yaml", young);
+    let sentence = refused(json!({"type": "coordinator"}));
+    assert!(sentence.contains("has no status"), "{sentence}");
+    assert_eq!(node.plugins.call("ADD", &net1, &disabled, Some(&previous)).result(), previous);
 }
 
 #[test]

@@ -89,7 +89,11 @@ pub(super) fn read(
     let nic = nic.unwrap_or_default();
     Ok(Settings {
         mode,
-        through_node: through_node(&spec, cluster)?,
+        // Where nothing is done, nothing has to be known.
+        through_node: match mode {
+            Mode::Disabled => Vec::new(),
+            _ => through_node(&spec, cluster)?,
+        },
         policy_routes: spec
             .policy_routes
             .iter()
@@ -153,20 +157,26 @@ fn check(spec: &CoordinatorSpec) -> Result<(), CniError> {
     }
 }
 
+fn not_yet(why: &str) -> CniError {
+    let message = format!(
+        "the SpiderCoordinator {DEFAULT_COORDINATOR} does not tell the cluster's prefixes yet \
+         ({why}); routes without them would be wrong"
+    );
+    CniError::new(code::TRY_AGAIN_LATER, message)
+}
+
 /// Prefixes that the pod reaches through its node.
 fn through_node(
     spec: &CoordinatorSpec,
     cluster: Option<&SpiderCoordinator>,
 ) -> Result<Vec<IpNet>, CniError> {
     let mut texts: Vec<&String> = spec.hijack_cidr.iter().collect();
-    if let Some(status) = cluster.and_then(|c| c.status.as_ref()) {
+    if let Some(cluster) = cluster {
+        let status = cluster.status.as_ref().ok_or_else(|| {
+            not_yet("it has no status; bowline-controller writes it: is it running?")
+        })?;
         if status.phase != "Synced" {
-            let message = format!(
-                "the SpiderCoordinator {DEFAULT_COORDINATOR} does not know the cluster's prefixes \
-                 yet (phase {}: {}); routes without them would be wrong",
-                status.phase, status.reason
-            );
-            return Err(CniError::new(code::TRY_AGAIN_LATER, message));
+            return Err(not_yet(&format!("phase {}: {}", status.phase, status.reason)));
         }
         texts.extend(status.overlay_pod_cidr.iter().chain(&status.service_cidr));
     }

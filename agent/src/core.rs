@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use multinet::realm::{self, state::State};
 use multinet::rules::{self, Checked};
 use multinet::types::block::AddressBlock;
+use multinet::types::core::ServiceCIDR;
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
@@ -79,6 +80,7 @@ impl Core {
         if let Some(last) = cache.as_ref()
             && last.in_use == in_use
             && same_rules(&last.snapshot, snapshot)
+            && last.taken == taken(snapshot)
         {
             return last.checked.clone();
         }
@@ -87,6 +89,7 @@ impl Core {
             pools: by_age::<SpiderIPPool>(snapshot, &in_use.pools),
             subnets: by_age::<SpiderSubnet>(snapshot, &BTreeSet::new()),
             reserved: by_age::<SpiderReservedIP>(snapshot, &BTreeSet::new()),
+            taken: taken(snapshot),
         };
         let checked = Arc::new(Checked::new(&catalog));
         for problem in &checked.problems {
@@ -94,8 +97,8 @@ impl Core {
                 tracing::warn!("{problem}");
             }
         }
-        let snapshot = snapshot.only(&RULE_KINDS);
-        *cache = Some(LastCheck { snapshot, in_use, checked: checked.clone() });
+        let (snapshot, taken) = (snapshot.only(&RULE_KINDS), catalog.taken);
+        *cache = Some(LastCheck { snapshot, in_use, taken, checked: checked.clone() });
         checked
     }
 
@@ -262,6 +265,7 @@ struct LastCheck {
     /// Of [`RULE_KINDS`].
     snapshot: Snapshot,
     in_use: InUse,
+    taken: Vec<rules::Taken>,
     checked: Arc<Checked>,
 }
 
@@ -325,6 +329,13 @@ pub(crate) fn descriptors(device: Device, fds: Vec<OwnedFd>) -> Descriptors {
 /// The kinds that [`Checked`] follows from.
 const RULE_KINDS: [&str; 4] =
     [Network::KIND, SpiderIPPool::KIND, SpiderSubnet::KIND, SpiderReservedIP::KIND];
+
+/// What pools of `default` must leave alone.
+fn taken(snapshot: &Snapshot) -> Vec<rules::Taken> {
+    let nodes: Vec<_> = snapshot.list::<NodeState>().collect();
+    let services: Vec<_> = snapshot.list::<ServiceCIDR>().collect();
+    rules::taken_by(nodes.iter().map(AsRef::as_ref), services.iter().map(AsRef::as_ref))
+}
 
 /// Are the objects that [`Checked`] follows from the same ones?
 fn same_rules(a: &Snapshot, b: &Snapshot) -> bool {

@@ -8,10 +8,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use bowline_kube::{Change, Selection, follow};
 use futures::StreamExt;
 use kube::Client;
-use multinet::rules::Catalog;
+use multinet::rules::{Catalog, Taken, taken_by};
 use multinet::types::block::AddressBlock;
 use multinet::types::coordinator::SpiderCoordinator;
-use multinet::types::core::{Namespace, NetworkAttachmentDefinition, Node, Pod};
+use multinet::types::core::{Namespace, NetworkAttachmentDefinition, Node, Pod, ServiceCIDR};
 use multinet::types::meta::Resource;
 use multinet::types::multus::SpiderMultusConfig;
 use multinet::types::network::Network;
@@ -124,6 +124,8 @@ pub struct World {
     pub nodes: Arc<Index<Node>>,
     /// Pods.
     pub pods: Arc<Index<Pod>>,
+    /// Prefixes of Services. Complete only where the API server knows the kind.
+    pub services: Arc<Index<ServiceCIDR>>,
     /// Counts changes of any kind.
     changed: watch::Sender<u64>,
 }
@@ -152,6 +154,7 @@ impl World {
             namespaces: index!(),
             nodes: index!(),
             pods: index!(),
+            services: index!(),
             changed,
         }
     }
@@ -186,7 +189,14 @@ impl World {
             pools: by_name(self.pools.all()),
             subnets: by_name(self.subnets.all()),
             reserved: by_name(self.reserved.all()),
+            taken: self.taken(),
         }
+    }
+
+    /// What pools of `default` must leave alone.
+    #[must_use]
+    pub fn taken(&self) -> Vec<Taken> {
+        taken_by(self.node_states.read().values(), self.services.read().values())
     }
 }
 

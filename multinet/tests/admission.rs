@@ -165,6 +165,13 @@ fn every_annotation_has_its_sentence() {
             "net1",
             "!ipam.spidernet.io/default-route-nic: \"net1\": is no interface of the pod; it has eth0",
         ),
+        (
+            "bowline.dev/interface",
+            "[]",
+            "?bowline.dev/interface: \"[]\": is read by nobody on a pod; known are bowline.dev/interfaces",
+        ),
+        ("ipam.spidernet.io/ipool", "{}", "?ipam.spidernet.io/ipool: \"{}\": is read by nobody"),
+        ("somebody.example/else", "x", ""),
     ] {
         let found = check(&[(key, value)]);
         let written: Vec<String> =

@@ -5,10 +5,11 @@ mod common;
 
 use common::{catalog, parse};
 use multinet::rules::{
-    Checked, Home, Problem, validate_block, validate_network, validate_network_update,
+    Checked, Home, Problem, taken_by, validate_block, validate_network, validate_network_update,
     validate_node_state, validate_pool, validate_pool_update,
 };
 use multinet::types::block::AddressBlock;
+use multinet::types::core::ServiceCIDR;
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
 use multinet::types::node::NodeState;
@@ -385,6 +386,36 @@ fn pools_may_overlap_across_networks_and_never_within() {
         ]
     );
     assert_eq!(checked.pools.keys().collect::<Vec<_>>(), ["listed", "zbeside"]);
+}
+
+/// Only `default` shares the nodes' own stack.
+#[test]
+fn pools_of_default_leave_nodes_and_services_alone() {
+    let node: NodeState = object("n1", "{uplinks: [{name: eth0, ipv4: 10.90.0.11}]}");
+    let services: ServiceCIDR = object("kubernetes", "{cidrs: [10.96.0.0/16]}");
+    let pools = [
+        pool_text("nodes", "default", "{subnet: 10.90.0.0/24}"),
+        pool_text("services", "default", "{subnet: 10.96.7.0/24}"),
+        pool_text("good", "default", "{subnet: 10.244.0.0/16}"),
+        pool_text("apart", "red", "{subnet: 10.90.0.0/24}"),
+    ];
+    let mut catalog = catalog(&format!("{TWO}{}", pools.concat()));
+    catalog.taken = taken_by(std::iter::once(&node), std::iter::once(&services));
+    let checked = Checked::new(&catalog);
+    let why = |name: &str| {
+        let problems = checked.problems_of(SpiderIPPool::KIND, name).filter(|p| p.is_error());
+        texts(&problems.cloned().collect::<Vec<_>>())
+    };
+    let rest = "pods of Network default need a prefix of their own";
+    assert_eq!(
+        why("nodes"),
+        [format!("spec.subnet: \"10.90.0.0/24\": overlaps 10.90.0.11/32 of node n1; {rest}")]
+    );
+    assert_eq!(
+        why("services"),
+        [format!("spec.subnet: \"10.96.7.0/24\": overlaps 10.96.0.0/16 of the Services; {rest}")]
+    );
+    assert_eq!(checked.pools.keys().collect::<Vec<_>>(), ["apart", "good"]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::sysctl;
 use crate::core::{self, Core};
 use crate::dataplane::Dataplane;
 use crate::journal::{AttachedInterface, Attachment, AttachmentKey, Phase};
-use crate::pod::{self, Device, InterfacePlan, Netns, PodError, PodRoute};
+use crate::pod::{self, Device, InterfacePlan, Netns, PodError, PodRoute, policy};
 
 /// The interface's name.
 pub const INTERFACE: &str = "bowline0";
@@ -81,12 +81,36 @@ async fn follow_pools(core: &Core, checked: &Checked, mut leg: Attachment) -> Re
     let Some(interface) = leg.interfaces.first_mut() else { return Ok(()) };
     let wanted = routes(checked);
     let routes = wanted.clone();
-    here(move || pod::replace_routes(INTERFACE, &routes)).await?;
-    if interface.plan.routes == wanted {
-        return Ok(());
+    let clash = here(move || put_routes(&routes)).await?;
+    if interface.plan.routes != wanted {
+        interface.plan.routes = wanted;
+        core.put(leg).map_err(|e| format!("the journal cannot be written: {e}"))?;
     }
-    interface.plan.routes = wanted;
-    core.put(leg).map_err(|e| format!("the journal cannot be written: {e}"))
+    clash.map_or(Ok(()), |(route, own)| {
+        Err(format!(
+            "no route to the pool {route}: it overlaps {own}, this node's own network, which would be cut off; \
+             give the pool of Network {DEFAULT_NETWORK} another prefix"
+        ))
+    })
+}
+
+/// Writes the routes, but for those that would take the node's own network away from it; one of these,
+/// and what it overlaps.
+fn put_routes(routes: &[PodRoute]) -> Result<Option<(IpNet, IpNet)>, PodError> {
+    let own = own_networks(&policy::view()?);
+    let clash = |route: &PodRoute| {
+        let nested = |own: &&IpNet| own.contains(&route.dst) || route.dst.contains(*own);
+        own.iter().find(nested).map(|own| (route.dst, *own))
+    };
+    let kept: Vec<PodRoute> = routes.iter().filter(|r| clash(r).is_none()).copied().collect();
+    pod::replace_routes(INTERFACE, &kept)?;
+    Ok(routes.iter().find_map(clash))
+}
+
+/// What the node reaches by its own interfaces.
+fn own_networks(host: &policy::View) -> Vec<IpNet> {
+    let own = host.links.iter().filter(|link| link.is_the_nodes() && link.name != INTERFACE);
+    own.flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
 }
 
 /// An address of each family that `default` has pools of. The same ones as ever, if the node had any.
@@ -227,7 +251,8 @@ async fn make(core: &Core, dataplane: &Dataplane, mut leg: Attachment) -> Result
         pod::remove(INTERFACE)?;
         let made = pod::make(&InterfacePlan { routes: Vec::new(), ..plan.clone() })?;
         sysctl::prepare(INTERFACE, ipv6)?;
-        pod::replace_routes(INTERFACE, &plan.routes)?;
+        // What is left out is told at the next look.
+        put_routes(&plan.routes)?;
         Ok(made)
     });
     let made = made.await?;

@@ -64,8 +64,11 @@ async fn once(core: &Core, dataplane: &Dataplane, firewall: &Firewall) -> Result
     let Some(network) = checked.networks.get(DEFAULT_NETWORK) else {
         return Ok(()); // another CNI gives eth0
     };
-    leg::keep_up(core, dataplane, &checked, network).await?;
-    firewall.put_in_force(core).await
+    let kept = leg::keep_up(core, dataplane, &checked, network).await;
+    if is_up(core) {
+        firewall.put_in_force(core).await?;
+    }
+    kept
 }
 
 /// The taint that keeps pods away until the node can serve them.

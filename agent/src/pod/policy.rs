@@ -56,6 +56,22 @@ pub struct Rule {
     pub priority: u32,
 }
 
+/// Devices whose addresses are not the node's own.
+const OTHERS: [&str; 12] = [
+    "docker",
+    "cbr",
+    "dummy",
+    "virbr",
+    "lxcbr",
+    "veth",
+    "cali",
+    "flannel",
+    "kube-ipvs",
+    "cni",
+    "vx-submariner",
+    "cilium",
+];
+
 /// A device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
@@ -71,6 +87,13 @@ pub struct Link {
     pub under: Option<u32>,
     /// Its addresses, without link-local ones.
     pub addresses: Vec<IpNet>,
+}
+
+impl Link {
+    /// Whether its addresses are the node's own, and not those of pods or of another CNI's devices.
+    pub fn is_the_nodes(&self) -> bool {
+        self.name != "lo" && !OTHERS.iter().any(|prefix| self.name.starts_with(prefix))
+    }
 }
 
 /// What routing depends on in a namespace.

@@ -29,7 +29,7 @@ impl Facts {
             tokio::try_join!(list(store), list(store), list(store), list(store))
                 .map_err(|e| e.to_string())?;
         Ok(Facts {
-            catalog: Catalog { networks, pools, subnets, reserved },
+            catalog: Catalog { networks, pools, subnets, reserved, taken: tools.world.taken() },
             blocks: tools.world.blocks.all(),
             refuse_deletion: tools.options.refuse_deletion_in_use,
         })

@@ -1,6 +1,8 @@
 //! Each rule through a real API server: the good case passes, the bad one is refused with its sentence.
 
-use crate::common::{Controller, cluster, create, delete, eventually, network, patch, spider};
+use crate::common::{
+    Controller, cluster, create, delete, eventually, network, patch, post, spider,
+};
 use bowline_kube::ApiStore;
 use kube::Client;
 use multinet::store::Store;
@@ -16,6 +18,7 @@ async fn every_rule_lets_the_good_pass_and_refuses_the_bad() {
     let controller = Controller::start(&api, "one", &[]).await;
     networks(&client).await;
     pools(&client).await;
+    pools_beside_the_nodes(&client).await;
     subnets(&client).await;
     other_kinds(&client).await;
     pods(&client).await;
@@ -99,6 +102,33 @@ async fn pools(client: &Client) {
     good(client, spider("SpiderReservedIP", "r1", json!({"ips": ["10.1.0.12"]}))).await;
     let mixed = json!({"ips": ["10.1.0.12", "fd00::1"]});
     bad(client, spider("SpiderReservedIP", "r2", mixed), "is not IPv4").await;
+}
+
+/// Pods of `default` share the nodes' own stack: a pool over Services or nodes would cut every node off.
+async fn pools_beside_the_nodes(client: &Client) {
+    let node = json!({
+        "apiVersion": "bowline.dev/v1alpha1", "kind": "NodeState", "metadata": {"name": "n1"},
+        "spec": {"uplinks": [{"name": "eth0", "ipv4": "10.90.0.11", "ipv6": "fd00:90::11", "mtu": 1500}]},
+    });
+    good(client, node).await;
+    for (subnet, sentence) in [
+        ("10.96.0.0/24", "overlaps 10.96.0.0/16 of the Services"),
+        ("10.0.0.0/8", "overlaps 10.90.0.11/32 of node n1"),
+        ("10.90.0.0/24", "overlaps 10.90.0.11/32 of node n1"),
+        ("fd00:90::/64", "overlaps fd00:90::11/128 of node n1"),
+    ] {
+        // The replica learns of node and Services by its watches; dry runs change nothing meanwhile.
+        let mut wrong = pool("wrong", "default", json!({"subnet": subnet}));
+        let path = format!("{POOLS}?dryRun=All");
+        let why = eventually(&format!("{subnet} is refused"), async || {
+            post(client, &path, wrong.clone()).await.err()
+        })
+        .await;
+        assert!(why.contains(sentence), "{subnet}: {why}");
+        // A Network of its own may have any prefix.
+        wrong["metadata"]["labels"]["bowline.dev/network"] = json!("later");
+        post(client, &path, wrong).await.unwrap();
+    }
 }
 
 async fn subnets(client: &Client) {

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 pub(crate) const NAMESPACE: &str = "bowline-system";
 /// Whom the API server takes the controllers for.
-const ACCOUNT: &str = "system:serviceaccount:bowline-system:bowline-controller";
+pub(crate) const ACCOUNT: &str = "system:serviceaccount:bowline-system:bowline-controller";
 /// Machines under load take a fraction of it.
 pub(crate) const SOON: Duration = Duration::from_secs(40);
 
@@ -73,24 +73,35 @@ async fn install_multus(client: &Client) {
 /// A controller that runs in this process.
 pub(crate) struct Controller {
     pub(crate) health: SocketAddr,
+    webhook: u16,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Controller {
-    /// Starts one and waits until it is ready.
+    /// Starts one with its webhooks, and waits until they are served.
     pub(crate) async fn start(api: &TestApi, identity: &str, extra: &[&str]) -> Controller {
+        let (client, own) = (api.client("admin").await, api.client(ACCOUNT).await);
+        let controller = Self::without_webhooks(own, identity, extra).await;
+        point_webhooks(&client, controller.webhook).await;
+        controller
+    }
+
+    /// Starts one that reaches the API server by this client, and waits until it is ready.
+    pub(crate) async fn without_webhooks(
+        own: Client,
+        identity: &str,
+        extra: &[&str],
+    ) -> Controller {
         show_logs();
         let (webhook, health) = (free_port(), free_port());
         let options = options(identity, webhook, health, extra);
-        let client = api.client("admin").await;
         let (stop, stopped) = oneshot::channel();
-        let own = api.client(ACCOUNT).await;
         let task = tokio::spawn(daemon::run(own, options, async {
             drop(stopped.await);
         }));
         let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let controller = Controller { health: address(health), stop, task };
+        let controller = Controller { health: address(health), webhook, stop, task };
         eventually("the controller is ready", async || {
             assert!(!controller.task.is_finished(), "the controller ended, see its log");
             let answer = controller.get("/readyz").await;
@@ -100,7 +111,6 @@ impl Controller {
             (answer == "ok").then_some(())
         })
         .await;
-        point_webhooks(&client, webhook).await;
         controller
     }
 
@@ -226,8 +236,13 @@ async fn point_webhooks(client: &Client, port: u16) {
 
 /// Creates any object.
 pub(crate) async fn create(client: &Client, object: Value) -> Result<Value, String> {
-    let body = serde_json::to_vec(&object).unwrap();
     let path = collection(&object);
+    post(client, &path, object).await
+}
+
+/// Creates an object at a path, which may hold options.
+pub(crate) async fn post(client: &Client, path: &str, object: Value) -> Result<Value, String> {
+    let body = serde_json::to_vec(&object).unwrap();
     let request = http::Request::post(path).header("content-type", "application/json");
     send(client, request.body(body).unwrap()).await
 }
@@ -275,7 +290,6 @@ fn collection(object: &Value) -> String {
     let lower = kind.to_lowercase();
     let plural = match kind {
         "NetworkPolicy" => "networkpolicies".into(),
-
         "NetworkAttachmentDefinition" => "network-attachment-definitions".into(),
         _ => format!("{lower}s"),
     };

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use super::interfaces::{INTERFACES, Wish, parse_interfaces};
 use super::multus::{NETWORKS, NetworkSelection, parse_networks};
 use super::spider::{
-    DEFAULT_ROUTE_NIC, IPPOOLS, SUBNET, SUBNETS, ippool, ippools, namespace_pools, parse_routes,
+    DEFAULT_ROUTE_NIC, IPPOOL, IPPOOLS, ROUTES, SUBNET, SUBNETS, ippool, ippools, namespace_pools,
+    parse_routes,
 };
-use super::subnets::{parse_pool_size, parse_reclaim, parse_subnets};
+use super::subnets::{IP_NUMBER, RECLAIM, parse_pool_size, parse_reclaim, parse_subnets};
 use super::{grant, is_interface_name};
 use crate::rules::{Checked, Problem};
 use crate::types::core::{Namespace, Pod};
@@ -19,6 +20,20 @@ use crate::types::network::{Network, PoolLists};
 const FIRST: &str = "eth0";
 /// What Bowline reads on pods.
 const PREFIXES: [&str; 2] = ["ipam.spidernet.io/", "bowline.dev/"];
+
+/// What it reads there, and what it writes.
+const KEYS: [&str; 10] = [
+    INTERFACES,
+    "bowline.dev/network-status",
+    IPPOOLS,
+    IPPOOL,
+    SUBNETS,
+    SUBNET,
+    IP_NUMBER,
+    RECLAIM,
+    DEFAULT_ROUTE_NIC,
+    ROUTES,
+];
 
 /// What is wrong with a pod's annotations. Errors can be cured by nothing that comes later.
 #[must_use]
@@ -40,7 +55,17 @@ pub fn validate_pod(checked: &Checked, pod: &Pod, namespace: Option<&Namespace>)
     check_pools(checked, annotations, namespace, &asked, &mut problems);
     check_subnets(checked, pod, &mut problems);
     note(parse_routes(annotations), &mut problems);
+    problems.extend(unread(annotations));
     problems
+}
+
+/// Annotations that look like ours and mean nothing: misspelt ones, mostly.
+fn unread(annotations: &Labels) -> impl Iterator<Item = Problem> {
+    let ours = annotations.iter().filter(|(key, _)| PREFIXES.iter().any(|p| key.starts_with(p)));
+    ours.filter(|(key, _)| !KEYS.contains(&key.as_str())).map(|(key, value)| {
+        let message = format!("is read by nobody on a pod; known are {}", KEYS.join(", "));
+        Problem::warning(key, value, message)
+    })
 }
 
 /// Keeps a value, or the problem that it is not there for.
@@ -183,7 +208,7 @@ fn check_pools(
         }
     }
     if let Some(Some(choice)) = note(ippool(annotations), problems) {
-        warn_of_missing(checked, super::IPPOOL, &choice.pools(), problems);
+        warn_of_missing(checked, IPPOOL, &choice.pools(), problems);
     }
     if let Some(namespace) = namespace
         && let Err(problem) = namespace_pools(&namespace.metadata.annotations)

@@ -8,10 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ipnet::IpNet;
+
 use super::{Pool, Problem, check_reserved, check_subnet, outside_of, validate_network};
 use crate::range::{AddressSet, Family};
+use crate::types::core::ServiceCIDR;
 use crate::types::meta::Resource;
-use crate::types::network::{Encapsulation, Network};
+use crate::types::network::{DEFAULT_NETWORK, Encapsulation, Network};
+use crate::types::node::NodeState;
 use crate::types::pool::{SpiderIPPool, SpiderReservedIP, annotation};
 use crate::types::subnet::SpiderSubnet;
 
@@ -26,6 +30,33 @@ pub struct Catalog {
     pub subnets: BTreeMap<String, SpiderSubnet>,
     /// Reservations.
     pub reserved: BTreeMap<String, SpiderReservedIP>,
+    /// What pools of `default` must leave alone.
+    pub taken: Vec<Taken>,
+}
+
+/// A prefix that the nodes' own stack needs: pods of `default` are reached through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The prefix.
+    pub prefix: IpNet,
+    /// Whose it is, for a sentence.
+    pub whose: String,
+}
+
+/// Nodes' own addresses and the prefixes of Services.
+pub fn taken_by<'a>(
+    nodes: impl Iterator<Item = &'a NodeState>,
+    services: impl Iterator<Item = &'a ServiceCIDR>,
+) -> Vec<Taken> {
+    let of_node = |node: &'a NodeState| {
+        let whose = format!("node {}", node.metadata.name);
+        node.vteps().map(move |a| Taken { prefix: a.into(), whose: whose.clone() })
+    };
+    let of_service = |service: &'a ServiceCIDR| {
+        let prefixes = service.spec.cidrs.iter().filter_map(|c| c.parse().ok());
+        prefixes.map(|prefix| Taken { prefix, whose: "the Services".into() })
+    };
+    nodes.flat_map(of_node).chain(services.flat_map(of_service)).collect()
 }
 
 /// Where a pool belongs.
@@ -218,6 +249,7 @@ impl Checked {
             let home = home_of(object, catalog, &mut problems);
             let pool = Pool::check(object, &mut problems);
             if let (Some(home), Some(pool)) = (&home, &pool) {
+                problems.extend(taken(catalog, home, pool));
                 problems.extend(self.overlap(home, pool));
                 problems.extend(self.within_subnet(home, pool));
             }
@@ -317,8 +349,18 @@ impl fmt::Display for Home {
 }
 
 /// Whether one prefix lies in the other.
-fn nested(a: &ipnet::IpNet, b: &ipnet::IpNet) -> bool {
+fn nested(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
+}
+
+/// Nodes would send what is meant for each other, or for a Service, to pods.
+fn taken(catalog: &Catalog, home: &Home, pool: &Pool) -> Option<Problem> {
+    let mut all = catalog.taken.iter().filter(|_| home.domain() == DEFAULT_NETWORK);
+    let Taken { prefix, whose } = all.find(|t| nested(&t.prefix, &pool.subnet))?;
+    let message = format!(
+        "overlaps {prefix} of {whose}; pods of Network {DEFAULT_NETWORK} need a prefix of their own"
+    );
+    Some(Problem::error("spec.subnet", pool.subnet, message))
 }
 
 /// Takes the Network's VNI or VLAN, unless an older one has it.

@@ -24,7 +24,7 @@ mod selector;
 mod subnet;
 
 pub use block::{validate_block, validate_node_state};
-pub use catalog::{Catalog, Checked, Home, ObjectProblem};
+pub use catalog::{Catalog, Checked, Home, ObjectProblem, Taken, taken_by};
 pub use coordinator::{parse_mac_prefix, validate_coordinator};
 pub(crate) use defaults::subnet_reference;
 pub use defaults::{

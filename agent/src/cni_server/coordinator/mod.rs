@@ -35,22 +35,6 @@ use crate::pod::{self, Netns, PodError, Question, Veth};
 use plan::{Input, LINK, PRIORITY, Plan};
 use settings::{Mode, Settings};
 
-/// Devices whose addresses are not the node's own.
-const OTHERS: [&str; 12] = [
-    "docker",
-    "cbr",
-    "dummy",
-    "virbr",
-    "lxcbr",
-    "veth",
-    "cali",
-    "flannel",
-    "kube-ipvs",
-    "cni",
-    "vx-submariner",
-    "cilium",
-];
-
 /// Serves a call in coordinator mode.
 pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<Outcome, CniError> {
     match request.command {
@@ -327,11 +311,8 @@ fn host_rule(address: IpAddr, table: u32) -> Rule {
 }
 
 fn addresses_of_node(host: &View) -> Vec<IpAddr> {
-    let own = |link: &&Link| {
-        let name = link.name.as_str();
-        name != "lo" && !OTHERS.iter().any(|prefix| name.starts_with(prefix))
-    };
-    host.links.iter().filter(own).flat_map(|l| l.addresses.iter().map(IpNet::addr)).collect()
+    let own = host.links.iter().filter(|link| link.is_the_nodes());
+    own.flat_map(|l| l.addresses.iter().map(IpNet::addr)).collect()
 }
 
 /// The device on the node that `eth0` is connected to, where it is a pair of Ethernet devices.

@@ -123,6 +123,8 @@ impl Objects {
             pools: by_name(pools.clone()),
             reserved: by_name::<SpiderReservedIP>(store.list(&LabelSelector::default()).await?),
             subnets: by_name::<SpiderSubnet>(store.list(&LabelSelector::default()).await?),
+            // Whoever runs this need not be allowed to read nodes.
+            taken: Vec::new(),
         };
         let blocks = store.list(&LabelSelector::default()).await?;
         Ok(Self { checked: Checked::new(&catalog), pools, blocks })

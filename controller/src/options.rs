@@ -100,8 +100,8 @@ pub struct Reclaim {
     /// Free them at all.
     #[arg(long = "reclaim", env = "BOWLINE_RECLAIM", default_value_t = true, action = ArgAction::Set)]
     pub enabled: bool,
-    /// Between two looks at everything.
-    #[arg(long = "reclaim-interval", env = "BOWLINE_RECLAIM_INTERVAL", default_value = "10m", value_parser = duration)]
+    /// At most so long between two looks at everything; changes of pods, nodes and blocks cause one as well.
+    #[arg(long = "reclaim-interval", env = "BOWLINE_RECLAIM_INTERVAL", default_value = "5s", value_parser = duration)]
     pub interval: Duration,
     /// Added to the grace period of pods.
     #[arg(long = "reclaim-extra-grace", env = "BOWLINE_RECLAIM_EXTRA_GRACE", default_value = "0s", value_parser = duration)]

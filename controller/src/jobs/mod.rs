@@ -97,6 +97,11 @@ trait Job: Send + 'static {
     /// Whether it writes addresses or into Spiderpool's group: it rests while those are withheld.
     const WITHHELD: bool;
 
+    /// The same as far as the command line has a say in it.
+    fn every(&self) -> Duration {
+        Self::EVERY
+    }
+
     /// Compares everything and writes the difference.
     fn pass(&mut self, tools: &Tools) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
@@ -150,7 +155,7 @@ async fn repeat<J: Job>(mut job: J, tools: Tools) {
             }
         };
         tokio::time::sleep(pause).await;
-        drop(tokio::time::timeout(J::EVERY.saturating_sub(pause), changes.changed()).await);
+        drop(tokio::time::timeout(job.every().saturating_sub(pause), changes.changed()).await);
     }
 }
 

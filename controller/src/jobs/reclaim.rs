@@ -22,6 +22,7 @@ use crate::options;
 /// The job.
 pub(super) struct Reclaim {
     switches: Switches,
+    interval: Duration,
     fencing: Duration,
     /// Since when nodes are missed.
     missed: BTreeMap<String, Instant>,
@@ -40,7 +41,8 @@ impl Reclaim {
                 machines: options.keep_virtual_machines,
             },
         };
-        Reclaim { switches, fencing: options.node_fencing, missed: BTreeMap::new() }
+        let (interval, fencing) = (options.interval, options.node_fencing);
+        Reclaim { switches, interval, fencing, missed: BTreeMap::new() }
     }
 
     /// Whether the node is there, or has been away for long enough: its pods may still run, and its
@@ -73,9 +75,14 @@ impl Reclaim {
 impl Job for Reclaim {
     const NAME: &'static str = "reclaim";
     const PAUSE: Duration = Duration::from_secs(1);
-    // As upstream's trace: times that pass make no change of an object.
+    // As upstream's trace: grace periods that end, StatefulSets that shrink and machines that go are no
+    // change of anything that is watched.
     const EVERY: Duration = Duration::from_secs(5);
     const WITHHELD: bool = true;
+
+    fn every(&self) -> Duration {
+        self.interval
+    }
 
     async fn pass(&mut self, tools: &Tools) -> Result<(), StoreError> {
         if !self.switches.enabled {

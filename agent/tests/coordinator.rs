@@ -215,6 +215,36 @@ fn two_interfaces_of_the_lan_answer_each_for_itself_whatever_they_are_called() {
     assert!(pings(&node.lan, &["-I", "172.31.0.1", "10.60.0.2"]), "{}", pod_netns.ip(&["rule"]));
 }
 
+/// Three macvlans, and a kernel that drops what came in by another interface than the answer would take.
+#[test]
+fn three_interfaces_pass_strict_reverse_path_filters() {
+    let node = node();
+    let strict = json!({"type": "coordinator", "podRPFilter": 1});
+    let pod_netns = Netns::new();
+    let mut addresses = vec!["10.60.0.2".to_owned()];
+    let eth0 = ChainPod::new("a", &pod_netns, "eth0");
+    node.plugins.add(&eth0, &[macvlan(), strict.clone()]).result();
+    for (interface, pool, prefix) in [("net1", "lan-b", "10.61."), ("net2", "lan-c", "10.62.")] {
+        let text =
+            POOL.replace("lan-v4", pool).replace("10.60.", prefix).replace(", default: true", "");
+        write(&node.agent.catalog, &format!("{pool}.yaml"), &text);
+        node.lan.ip(&["address", "add", &format!("{prefix}0.1/24"), "dev", "lan0"]);
+        let mut plugin = macvlan();
+        plugin["ipam"]["default_ipv4_ippool"] = json!([pool]);
+        let pod = ChainPod::new("a", &pod_netns, interface);
+        node.plugins.add(&pod, &[plugin, strict.clone()]).result();
+        addresses.push(format!("{prefix}0.2"));
+    }
+    for interface in ["all", "eth0", "net1", "net2", "veth0"] {
+        let setting = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+        assert_eq!(inside(&pod_netns, &["cat", &setting]).trim(), "1", "{interface}");
+    }
+    for address in &addresses {
+        assert!(pings(&node.lan, &["-I", "172.31.0.1", address]), "{}", pod_netns.ip(&["rule"]));
+        assert!(pings(&node.netns, &[address]), "the node: {}", pod_netns.ip(&["rule"]));
+    }
+}
+
 #[test]
 fn untouched_routes_and_refusals() {
     let node = node();

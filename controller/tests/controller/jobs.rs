@@ -29,7 +29,6 @@ async fn the_leader_keeps_networks_definitions_pools_and_addresses_in_order() {
     projections_and_reclaim(&client, &controller).await;
     a_deleted_node(&client).await;
     a_finalizer_names_holders(&client).await;
-    coordinator(&client).await;
     automatic_pools(&client).await;
     nothing_was_forbidden(&controller).await;
     controller.stop().await;
@@ -292,26 +291,6 @@ async fn a_finalizer_names_holders(client: &Client) {
         get(client, &path).await.is_none().then_some(())
     })
     .await;
-}
-
-async fn coordinator(client: &Client) {
-    create(client, spider("SpiderCoordinator", "default", json!({"podCIDRType": "none"})))
-        .await
-        .unwrap();
-    let path = format!("{SPIDER}/spidercoordinators/default");
-    let status = eventually("the coordinator is synced", async || {
-        let found = get(client, &path).await?;
-        (found["status"]["phase"] == "Synced").then(|| found["status"].clone())
-    })
-    .await;
-    assert_eq!(status["serviceCIDR"], json!(["10.96.0.0/16"]), "of the ServiceCIDR object");
-    patch(client, &path, json!({"spec": {"podCIDRType": "cluster"}})).await.unwrap();
-    let why = eventually("what nobody says is said", async || {
-        let found = get(client, &path).await?;
-        (found["status"]["phase"] == "NotReady").then(|| found["status"]["reason"].clone())
-    })
-    .await;
-    assert!(why.as_str().unwrap().contains("kubeadm-config"), "{why}");
 }
 
 fn deployment(replicas: u32) -> Value {

@@ -3,6 +3,10 @@
 #![allow(clippy::needless_pass_by_value, reason = "callers write `json!({…})` in its place")]
 
 mod admission;
+mod batches;
 mod common;
+mod coordinator;
+mod definitions;
 mod jobs;
 mod leader;
+mod reclaim;

@@ -1,9 +1,11 @@
 //! A proxy before the API server that loses one request: before it arrives, or its answer. The client
-//! sees a connection that ends without an answer, as from a server that dies.
+//! sees a connection that ends without an answer, as from a server that dies. Or it lets something
+//! happen just before a request arrives.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
@@ -16,6 +18,8 @@ use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+/// What happens meanwhile.
+type Event = Pin<Box<dyn Future<Output = ()> + Send>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// When the request is lost.
@@ -35,12 +39,19 @@ pub struct LossyProxy {
     task: JoinHandle<()>,
 }
 
-#[derive(Debug)]
 struct Plan {
+    /// What happens once, before a request for this path arrives.
+    before: Mutex<Option<(String, Event)>>,
     /// Requests until the one that is lost; 0: it was, or none is to be.
     left: AtomicU32,
     /// Of the two kinds of loss, the second.
     after_commit: std::sync::atomic::AtomicBool,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan").field("left", &self.left).finish_non_exhaustive()
+    }
 }
 
 impl LossyProxy {
@@ -51,7 +62,9 @@ impl LossyProxy {
     pub async fn start(client: Client) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let plan = Arc::new(Plan { left: AtomicU32::new(0), after_commit: false.into() });
+        let plan =
+            Plan { before: Mutex::new(None), left: AtomicU32::new(0), after_commit: false.into() };
+        let plan = Arc::new(plan);
         let task = tokio::spawn(serve(listener, client, plan.clone()));
         Self { address, plan, task }
     }
@@ -77,6 +90,17 @@ impl LossyProxy {
         self.plan.left.store(n, Ordering::SeqCst);
     }
 
+    /// Lets `event` happen once, before the first request for this path arrives.
+    pub fn before(&self, path: &str, event: impl Future<Output = ()> + Send + 'static) {
+        *self.plan.before() = Some((path.to_owned(), Box::pin(event)));
+    }
+
+    /// Whether there was such a request.
+    #[must_use]
+    pub fn has_happened(&self) -> bool {
+        self.plan.before().is_none()
+    }
+
     /// Whether it has come to that.
     #[must_use]
     pub fn has_lost(&self) -> bool {
@@ -91,6 +115,14 @@ impl Drop for LossyProxy {
 }
 
 impl Plan {
+    fn before(&self) -> std::sync::MutexGuard<'_, Option<(String, Event)>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn happens_before(&self, path: &str) -> Option<Event> {
+        self.before().take_if(|(awaited, _)| awaited == path).map(|(_, event)| event)
+    }
+
     fn falls_on_this(&self) -> Option<Loss> {
         let counted = |left: u32| left.checked_sub(1);
         let before = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, counted);
@@ -116,6 +148,9 @@ async fn pass_on(
     plan: Arc<Plan>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
+    if let Some(event) = plan.happens_before(request.uri().path()) {
+        event.await;
+    }
     let loss = plan.falls_on_this();
     if loss == Some(Loss::BeforeCommit) {
         return Err("lost on the way there".into());

@@ -28,6 +28,16 @@ imagePullSecrets: {{ toYaml . | nindent 2 }}
 - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
 {{- end }}
 
+{{/* Where the kubelet asks a program of the node's own network that listens at this address. */}}
+{{- define "bowline.probe" -}}
+{{- $host := regexReplaceAll ":[0-9]+$" .address "" | trimAll "[]" -}}
+path: {{ .path }}
+port: {{ regexFind "[0-9]+$" .address }}
+{{- if not (has $host (list "0.0.0.0" "::")) }}
+host: {{ $host | quote }}
+{{- end }}
+{{- end }}
+
 {{/* Made after the definitions that the same release brings, and people's from then on: an upgrade does not touch them. */}}
 {{- define "bowline.onceAtInstall" -}}
 helm.sh/hook: post-install

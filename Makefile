@@ -18,18 +18,18 @@ build: ## Build all programs, optimised, into target/release
 	@$(DEPS) build
 	cargo build --release --workspace
 
-test: test-code mutants ## Format, lints, all tests, mutants, then the demo over both kinds of uplink
+test: test-code ## Format, lints, all tests, mutants, then the demo over both kinds of uplink
 	$(MAKE) demo UPLINK=$(UPLINK)
 	$(MAKE) demo UPLINK=packet
 
 # Tests that push real traffic take the optimised data plane.
-test-code: ## Format, lints and all tests
+test-code: ## Format, lints, all tests and mutants; times of each (WORDS="controller agent": some of them)
 	@$(DEPS) build test kube
 	deploy/e2e/build.sh conformance
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
-	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane cargo test --workspace --no-fail-fast
+	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane deploy/tests.py $(WORDS)
 
 # The optimised tests as well: they must keep half of a worker busy.
 attacks: ## Every attack on memif, ten million bystander frames each (half an hour)

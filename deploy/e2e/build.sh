@@ -18,7 +18,8 @@ tags="selinux notest grpcnotrace"
 
 # step NAME FILE…: whether step NAME has to run, because it never ended or a FILE changed since.
 step() {
-    digest=$({ declare -f "${FUNCNAME[1]}"; echo "$KUBE_VERSION ${*:2}"; cat /dev/null "${@:2}"; } | sha256sum)
+    # Contents, not names: two checkouts share the cache.
+    digest=$({ declare -f "${FUNCNAME[1]}"; echo "$KUBE_VERSION"; cat /dev/null "${@:2}"; } | sha256sum)
     stamp=$CACHE/stamp/$1
     [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ] || return 1
     echo "bowline: building $1 into $CACHE"

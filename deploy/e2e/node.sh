@@ -52,6 +52,12 @@ make_mounts() {
     unshare --mount="$D/ns/mnt" --propagation private true
 }
 
+# A reboot leaves none; the kubelet would ask after each for seconds.
+no_cgroups() {
+    find /sys/fs/cgroup/*/"$NS" -depth -type d -exec rmdir {} + 2>/dev/null
+    ! ls -d /sys/fs/cgroup/*/"$NS" >/dev/null 2>&1
+}
+
 make_cgroups() {   # version 1: the root of this kubelet's in each hierarchy
     local hierarchy file
     for hierarchy in /sys/fs/cgroup/*/; do mkdir -p "${hierarchy%/}/$NS"; done
@@ -65,6 +71,7 @@ until_ok 10 "end of the running node n$N" node_is_off || { echo "bowline: n$N ru
 if [ "${2:-}" != keep ]; then
     make_mounts
     ip netns del "$NS" 2>/dev/null || true
+    until_ok 10 "end of the cgroups of n$N" no_cgroups
 fi
 ip netns list | grep -qw "^$NS" || { until_ok 10 "free link v$N" sh -c "! ip -n $CPNS link show v$N"; make_netns; }
 [ -z "${REFERENCE:-}" ] || use_reference

@@ -29,17 +29,18 @@ ip -n "$CPNS" route replace 10.244.0.0/16 via "$(node_ip 1)"
 "$HERE/kubectl.sh" -n kube-system rollout status deployment/coredns --timeout=90s >/dev/null
 
 status=0
+begun=$SECONDS
 in_cp env "PATH=$BIN:$PATH" "$BIN/e2e.test" --kubeconfig "$R/admin.kubeconfig" --provider skeleton \
     --ginkgo.no-color --ginkgo.focus "$focus" --allowed-not-ready-nodes 0 --node-os-distro custom \
     --prepull-images=false --dns-domain cluster.local --system-pods-startup-timeout 1m --minStartupPods 0 \
     --ginkgo.junit-report "$out/junit.xml" "$@" > "$out/log.txt" 2>&1 || status=$?
 
-python3 - "$out/junit.xml" "$wanted" "$(git -C "$ROOT" rev-parse HEAD 2>/dev/null || echo unknown)" "$KUBE_VERSION" \
+python3 - "$out/junit.xml" "$wanted" "$(git -C "$ROOT" rev-parse HEAD 2>/dev/null || echo unknown)" "$KUBE_VERSION" "$((SECONDS - begun))" \
     > "$out/summary.txt" <<'P' || status=1
 import sys
 import xml.etree.ElementTree as tree
 
-path, wanted, commit, kubernetes = sys.argv[1:]
+path, wanted, commit, kubernetes, seconds = sys.argv[1:]
 cases = [c for c in tree.parse(path).iter("testcase") if c.get("name", "").startswith("[It]")]
 ran = [c for c in cases if c.find("skipped") is None]
 failed = [c for c in ran if c.find("failure") is not None or c.find("error") is not None]
@@ -50,7 +51,7 @@ for case in ran:
     print("FAILED" if case in failed else "passed", case.get("name"))
 for case in skipped:
     print("skipped", case.get("name"))
-print(f"conformance: {len(ran) - len(failed)} of {wanted} passed, {len(failed)} failed")
+print(f"conformance: {len(ran) - len(failed)} of {wanted} passed, {len(failed)} failed, {seconds} s")
 sys.exit(0 if len(ran) == int(wanted) and not failed else 1)
 P
 cat "$out/summary.txt"

@@ -2,8 +2,9 @@
 //! deadlines and answers as JSON.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -70,11 +71,26 @@ impl Cluster {
     /// # Errors
     /// One is refused; the message says why.
     pub fn apply(&self, text: &str) -> anyhow::Result<()> {
-        let file = self.scripts.join(format!("../../target/e2e-{}.yaml", std::process::id()));
-        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-        let done = self.run("kubectl.sh", &["apply", "-f", &file.to_string_lossy()]);
-        let _ = std::fs::remove_file(&file);
-        done.map(drop)
+        self.hand_in("apply", text)
+    }
+
+    /// Creates objects that are written as YAML or JSON, and notes nothing in them.
+    ///
+    /// # Errors
+    /// One is refused, or exists.
+    pub fn create(&self, text: &str) -> anyhow::Result<()> {
+        self.hand_in("create", text)
+    }
+
+    fn hand_in(&self, verb: &str, text: &str) -> anyhow::Result<()> {
+        let mut command = self.script("kubectl.sh");
+        command.args([verb, "-f", "-"]).stdin(Stdio::piped());
+        let mut kubectl = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut stdin = kubectl.stdin.take().context("kubectl has no standard input")?;
+        // What it says when it does not read to the end is told below.
+        drop(stdin.write_all(text.as_bytes()));
+        drop(stdin);
+        printed(&kubectl.wait_with_output()?, &format!("kubectl {verb}")).map(drop)
     }
 
     /// A shell command in a pod's first container.
@@ -165,6 +181,10 @@ impl Cluster {
 
 fn output(command: &mut Command, what: &str) -> anyhow::Result<String> {
     let output = command.output().with_context(|| format!("starting {what}"))?;
+    printed(&output, what)
+}
+
+fn printed(output: &Output, what: &str) -> anyhow::Result<String> {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);

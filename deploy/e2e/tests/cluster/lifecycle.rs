@@ -75,6 +75,10 @@ metadata: {name: last}
 spec: {ips: [10.9.0.15]}
 ",
     )?;
+    leave_nothing(cluster)
+}
+
+fn leave_nothing(cluster: &Cluster) -> anyhow::Result<()> {
     helm(cluster, &format!("uninstall bowline -n {SYSTEM} --wait --timeout 120s"))?;
     eventually("Bowline's pods are gone", MINUTE, || {
         Ok(cluster.kubectl(&format!("-n {SYSTEM} get pods -o name"))?.is_empty())
@@ -102,4 +106,35 @@ spec: {ips: [10.9.0.15]}
         }
     }
     Ok(())
+}
+
+/// On the same nodes again, as an operator with other wishes: another prefix that needs no more than to be
+/// named, a small MTU, one replica, neither webhooks nor policies, and Helm waits until all is ready.
+pub(crate) fn other_values(cluster: &Cluster) -> anyhow::Result<()> {
+    let scripts = cluster.scripts().display();
+    let values = "apiServer.host=10.90.0.1,defaultNetwork.ipv4.subnet=10.50.0.0/20,defaultNetwork.mtu=1400,\
+        controller.replicas=1,controller.reclaim.interval=1m,webhooks.enabled=false,admissionPolicies.enabled=false,\
+        agent.metricsAddress=127.0.0.1:9999,dataplane.workers=2,dataplane.resources.limits.memory=2Gi"
+        .replace(' ', "");
+    helm(
+        cluster,
+        &format!(
+            "install bowline {scripts}/../chart/bowline -n {SYSTEM} --wait --timeout 120s --set {values}"
+        ),
+    )?;
+    every_part_runs(cluster)?;
+    for (name, node) in [("small", "n1"), ("far", "n2")] {
+        let body = crate::workloads::SLEEPER.replacen('{', &format!("{{nodeName: {node}, "), 1);
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {body}}}"
+        ))?;
+    }
+    cluster.ready("pod/small pod/far")?;
+    let link = cluster.exec("small", "ip link show eth0")?;
+    ensure!(link.contains("mtu 1400"), "{link}");
+    let address = cluster.kubectl("get pod far -o jsonpath={.status.podIPs[*].ip}")?;
+    ensure!(address.starts_with("10.50.") && !address.contains(' '), "one family: {address}");
+    cluster.exec("small", &format!("ping -c 1 -W 2 -s 1372 {address}"))?;
+    cluster.kubectl("delete pod small far --timeout=60s")?;
+    leave_nothing(cluster)
 }

@@ -143,3 +143,25 @@ pub(crate) fn api_server(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.exec("client", reach)?;
     remove(cluster, "pod/client")
 }
+
+/// Everything that Kubernetes admits of a pod's text: annotations of 250,000 bytes, a thousand variables.
+pub(crate) fn very_long_yaml(cluster: &Cluster) -> anyhow::Result<()> {
+    use std::fmt::Write;
+
+    let mut variables = String::new();
+    for n in 0..1000 {
+        write!(variables, "{{name: V{n}, value: \"{n:0100}\"}}, ")?;
+    }
+    let container = format!(
+        "[{{name: c, image: localhost/busybox:1, command: [sleep, infinity], env: [{variables}]}}]"
+    );
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: long, annotations: {{note: {}}}}}, spec: {{terminationGracePeriodSeconds: 0, containers: {container}}}}}",
+        "x".repeat(250_000)
+    );
+    // `kubectl apply` would note the whole text in one more annotation.
+    cluster.create(&pod)?;
+    cluster.ready("pod/long")?;
+    cluster.exec("long", "ping -c 1 -W 2 10.244.0.1")?;
+    remove(cluster, "pod/long")
+}

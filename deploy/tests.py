@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Builds the tests of the workspace and runs all of them; says how long each program took.
+
+    deploy/tests.py [WORD...]     only programs whose name holds one of the words
+
+Tests of the control plane wait for processes most of the time: they run beside the suite on a real cluster, and mutants
+after them. What pushes packets, or measures, has the machine to itself. Output goes to target/tests/, and to the
+terminal when a program ends.
+"""
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LOGS = os.path.join(ROOT, "target/tests")
+CLUSTER = "deploy/e2e/cluster"
+# Folders whose tests count packets per second or microseconds.
+ALONE = ("dataplane", "memif", "bench", "deploy/demo")
+# A test of these waits for a server of its own: more of them than cores at a time.
+WAITING = {"controller/controller": "3", "agent/kubernetes": "3"}
+
+
+def programs():
+    """Every test program: its name, its path, the folder that it runs in."""
+    command = ["cargo", "test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]
+    build = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if build.returncode != 0:
+        sys.exit("bowline: the tests do not build")
+    found = {}
+    for line in build.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["profile"]["test"]:
+            folder = os.path.dirname(message["manifest_path"])
+            name = f"{os.path.relpath(folder, ROOT)}/{message['target']['name']}"
+            if message["target"]["kind"] == ["bin"]:
+                name += ".bin"
+            found[name] = ([message["executable"]], folder)
+    return found
+
+
+class Runner:
+    def __init__(self):
+        self.terminal = threading.Lock()
+        self.took = []
+        self.failed = []
+
+    def run(self, name, command, folder):
+        log = os.path.join(LOGS, name.replace("/", "-") + ".log")
+        env = dict(os.environ)
+        if name in WAITING:
+            env["RUST_TEST_THREADS"] = WAITING[name]
+        begun = time.monotonic()
+        with open(log, "w+b") as output:
+            code = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                                  stderr=subprocess.STDOUT).returncode
+            took = time.monotonic() - begun
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        with self.terminal:
+            self.took.append((took, name))
+            if code != 0:
+                self.failed.append(name)
+            verdict = "ok" if code == 0 else f"FAILED (exit code {code})"
+            print(f"==== {name}\n{said.strip()}\n==== {name}: {verdict}, {took:.1f} s\n", flush=True)
+
+    def lane(self, jobs):
+        for name, (command, folder) in jobs:
+            self.run(name, command, folder)
+
+    def side_by_side(self, *lanes):
+        threads = [threading.Thread(target=self.lane, args=(jobs,)) for jobs in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def main(words):
+    os.makedirs(LOGS, exist_ok=True)
+    begun = time.monotonic()
+    found = programs()
+    found["doctests"] = (["cargo", "test", "--workspace", "--doc", "--quiet"], ROOT)
+    found["mutants"] = ([os.path.join(ROOT, "deploy/mutants/run")], ROOT)
+    jobs = [(name, job) for name, job in found.items() if not words or any(w in name for w in words)]
+    if not jobs:
+        sys.exit(f"bowline: no test program's name holds {' or '.join(words)}: {' '.join(sorted(found))}")
+    print(f"built in {time.monotonic() - begun:.0f} s", flush=True)
+    alone = [job for job in jobs if job[0].startswith(ALONE)]
+    cluster = [job for job in jobs if job[0] == CLUSTER]
+    runner = Runner()
+    # Mutants put their programs where those of the tests are: they come last.
+    runner.side_by_side(cluster, [job for job in jobs if job not in alone and job not in cluster])
+    runner.lane(alone)
+    print("slowest: " + ", ".join(f"{name} {took:.0f} s" for took, name in sorted(runner.took, reverse=True)[:12]))
+    print(f"{len(runner.took)} programs in {time.monotonic() - begun:.0f} s")
+    if runner.failed:
+        sys.exit(f"FAILED: {', '.join(runner.failed)}; their output is above, and in {LOGS}")
+
+
+main(sys.argv[1:])

@@ -120,6 +120,10 @@ impl BuiltIn {
             let owners = &pod.metadata.owner_references;
             let Some(owner) = owners.iter().find(|o| o.controller == Some(true)) else { continue };
             let Err(other) = self.outermost(owner) else { continue };
+            // Made or deleted since the list was read: the next pass sees it.
+            if ["apps/v1", "batch/v1"].contains(&other.api_version.as_str()) {
+                continue;
+            }
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             let kind = other.kind.clone();
             let app = bowline_kube::applications::outermost(client, namespace, other).await;

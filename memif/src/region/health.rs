@@ -20,7 +20,14 @@ const WEIGHTLESS_BYTES: usize = 16 << 10;
 
 /// Smaller pages beside larger ones that may count as large: whose page a fault was in is not known,
 /// and rings often lie in small pages, buffers in huge ones.
-const MIXED_PAGES: u64 = 512;
+pub(super) const MIXED_PAGES: usize = 512;
+
+/// What a fault counts where every page was there when the connection began: an honest peer causes
+/// none, and each may have zeroed a huge page.
+const AGAIN_WEIGHT: u64 = 500;
+
+/// Populating for so long counts as much as a fault.
+const POPULATE_US: u128 = 25;
 
 /// So many connections in a row may bring memory that nobody has touched yet …
 const FRESH_CONNECTIONS: f64 = 3.0;
@@ -138,13 +145,25 @@ impl Health {
         budget.weight = heaviest;
         let cost = |&(pages, bytes): &(usize, usize)| match pages as u64 {
             pages if weight(bytes) == heaviest => pages * heaviest,
-            pages => pages + pages.min(MIXED_PAGES) * heaviest,
+            pages => pages + pages.min(MIXED_PAGES as u64) * heaviest,
         };
         let all: u64 = regions.iter().map(cost).sum();
         let share = budget.fresh.min(1.0);
         budget.fresh -= share;
         budget.most = all + FAULTS_PER_S;
         budget.left = (budget.left + (all as f64 * share) as u64).min(budget.most);
+    }
+
+    /// All pages are there now, which took so long: none is left to be touched first.
+    pub(crate) fn populated(&self, took: Duration) {
+        let mut budget = self.faults.budget();
+        let cost = u64::try_from(took.as_micros() / POPULATE_US).unwrap_or(u64::MAX);
+        let Some(left) = budget.left.checked_sub(cost) else {
+            return self.poison_once(FAULT_RATE);
+        };
+        budget.weight = AGAIN_WEIGHT;
+        budget.most = FAULTS_PER_S;
+        budget.left = left.min(FAULTS_PER_S);
     }
 
     #[cold]
@@ -273,6 +292,32 @@ mod tests {
         assert!(!health.poisoned());
         health.charge_faults(pages(1), start);
         assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    #[test]
+    fn what_was_populated_is_not_touched_first() {
+        let health = Health::default();
+        let start = Instant::now();
+        health.allow_faults(&[(3, 4096), (64, 2 << 20)], start);
+        health.populated(Duration::from_millis(10));
+        health.charge_faults(pages(FAULTS_PER_S / AGAIN_WEIGHT), start);
+        assert!(!health.poisoned());
+        health.charge_faults(pages(1), start);
+        assert_eq!(health.cause(), Some(Violation::FaultRate));
+    }
+
+    #[test]
+    fn whoever_has_us_populate_all_the_time_pays() {
+        let account = FaultAccount::default();
+        let mut now = Instant::now();
+        let connections = (0..100).take_while(|_| {
+            now += Duration::from_millis(100);
+            let health = Health::of(account.clone());
+            health.allow_faults(&[(64, 2 << 20)], now);
+            health.populated(Duration::from_millis(30));
+            !health.poisoned()
+        });
+        assert!((3..=8).contains(&connections.count()));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Attack {
     pub verdict: Option<&'static str>,
     /// Which memory it works on.
     pub on: Memory,
+    /// Whether it is known to slow bystanders down (docs/memif.md): they lose nothing, and that is all.
+    pub stalls: bool,
 }
 
 /// Of attackers.
@@ -75,7 +77,7 @@ impl Memory {
 }
 
 const fn attack(name: &'static str, step: fn(&mut Attacker) -> bool) -> Attack {
-    Attack { name, step, verdict: None, on: Memory::Any }
+    Attack { name, step, verdict: None, on: Memory::Any, stalls: false }
 }
 
 const fn convicted(
@@ -83,7 +85,7 @@ const fn convicted(
     verdict: &'static str,
     step: fn(&mut Attacker) -> bool,
 ) -> Attack {
-    Attack { name, step, verdict: Some(verdict), on: Memory::Any }
+    Attack { verdict: Some(verdict), ..attack(name, step) }
 }
 
 /// Pages can only be taken out of memory that is not sealed.
@@ -144,7 +146,7 @@ pub const ATTACKS: &[Attack] = &[
     holes("holes in what it receives", |a| a.holes_received(false)),
     holes("huge holes in what it receives", |a| a.holes_received(true)),
     holes("holes under the copy", |a| a.holes_under_the_copy(false)),
-    holes("huge holes under the copy", |a| a.holes_under_the_copy(true)),
+    Attack { stalls: true, ..holes("huge holes under the copy", |a| a.holes_under_the_copy(true)) },
     holes("huge holes now and then", Attacker::holes_now_and_then),
     attack("fresh huge pages with each connection", Attacker::fresh_memory),
     Attack { on: Memory::Sealed, ..attack("holes in sealed memory", Attacker::sealed_holes) },

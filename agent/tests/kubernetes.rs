@@ -5,6 +5,8 @@
 mod cluster;
 mod common;
 
+use std::time::{Duration, Instant};
+
 use cluster::{Cluster, Node, request};
 use cni::error::code;
 use cni::netconf::{PortMapping, RuntimeConfig};
@@ -357,6 +359,75 @@ fn multus_is_noticed_when_it_comes() {
     assert!(!annotations_of("beside", "eth2").contains_key(common), "that one is Multus' own");
     std::fs::remove_file(&multus).unwrap();
     assert!(annotations_of("after", "eth3").contains_key(common));
+}
+
+/// Pools are told by position alone, which is the order of asking where Multus' annotation does not
+/// name the interface. Both addresses outlive the pod; where the annotation names another pool for one
+/// of them, the next pod has that one's address and keeps the other.
+#[test]
+fn an_ordinals_interfaces_keep_their_addresses_until_their_pool_changes() {
+    use k8s_openapi::api::core::v1::Pod as PodObject;
+    use kube::api::DeleteParams;
+
+    let cluster = Cluster::start();
+    let node = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    for (name, prefix) in [("lan-a", "10.60.0"), ("lan-b", "10.61.0"), ("lan-c", "10.62.0")] {
+        cluster.apply(&format!(
+            "{{apiVersion: spiderpool.spidernet.io/v2beta1, kind: SpiderIPPool, metadata: {{name: {name}}},
+              spec: {{subnet: {prefix}.0/24, ips: [{prefix}.2-{prefix}.9]}}}}"
+        ));
+    }
+    let set = cluster.made(serde_json::json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "test"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "db"}},
+                 "template": {"metadata": {"labels": {"app": "db"}},
+                              "spec": {"containers": [{"name": "c", "image": "localhost/none"}]}}},
+    }));
+    let pods: Api<PodObject> = Api::namespaced(cluster.store.client().clone(), "test");
+    let netns = Netns::new();
+    // One life of the ordinal: the addresses of eth0 and net1.
+    let life = |second: &str, networks: &str, sandbox: &str| {
+        let uid = cluster.create_pod(&serde_json::json!({
+            "name": "db-0", "namespace": "test",
+            "annotations": {
+                "ipam.spidernet.io/ippools":
+                    format!(r#"[{{"ipv4": ["lan-a"]}}, {{"ipv4": ["{second}"]}}]"#),
+                "k8s.v1.cni.cncf.io/networks": networks,
+            },
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db",
+                                 "uid": set, "controller": true}],
+        }));
+        let call = |interface: &str, command: Command| {
+            let pod =
+                Pod { container_id: sandbox.into(), ..Pod::new("db-0", &netns, "", interface) };
+            let mut request = request(&pod, &uid, command);
+            request.mode = cni::rpc::CallMode::Ipam;
+            node.agent.call(&request).outcome
+        };
+        let addresses = ["eth0", "net1"].map(|interface| {
+            // The agent may not have seen the pools yet.
+            let mut outcome = call(interface, Command::Add);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !matches!(outcome, Outcome::Result(_)) && Instant::now() < deadline {
+                outcome = call(interface, Command::Add);
+            }
+            let Outcome::Result(result) = outcome else { panic!("{interface}: {outcome:?}") };
+            result.ips[0].address.clone()
+        });
+        for interface in ["eth0", "net1"] {
+            assert_eq!(call(interface, Command::Del), Outcome::Done);
+        }
+        let at_once = DeleteParams::default().grace_period(0);
+        cluster.runtime.block_on(pods.delete("db-0", &at_once)).unwrap();
+        addresses
+    };
+    let first = life("lan-b", "", "s1");
+    assert!(first[0].starts_with("10.60.0.") && first[1].starts_with("10.61.0."), "{first:?}");
+    assert_eq!(life("lan-b", "", "s2"), first);
+    assert_eq!(life("lan-b", "macvlan", "s3"), first);
+    let changed = life("lan-c", "", "s4");
+    assert_eq!(changed[0], first[0]);
+    assert!(changed[1].starts_with("10.62.0."), "{changed:?}");
 }
 
 /// Nobody refused the pool: it is there before the node. What is asked for would cut the node off from its own network.

@@ -77,7 +77,7 @@ async fn add(
     let netns = Arc::new(Netns::open(Path::new(&request.netns)).map_err(|e| pod_failure(&e))?);
     let snapshot = server.look().await?;
     let asker = Asker::find(&server.core.catalog, &snapshot, request, &server.core.node).await?;
-    let asked = ask::lan_interface(request, &asker)?;
+    let mut asked = ask::lan_interface(request, &asker)?;
     let config = request.config.clone();
     let master_addresses = server.blocking(move || master::addresses(&config)).await??;
     let wanted = [(Home::Lan, key.ifname.as_str())];
@@ -85,6 +85,12 @@ async fn add(
     let checked = server.core.checked(&snapshot);
     let prepared = server.core.catalog.prepare(&[DOMAIN.to_owned()], PREPARE_WITHIN).await;
     prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
+    if asked.index.is_none() {
+        let store = server.core.catalog.store();
+        let place =
+            addresses::place_by_arrival(&store, DOMAIN, &key.container_id, &key.ifname).await;
+        asked.index = Some(place.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?);
+    }
     // Before there is a claim, so that whatever is claimed can be collected.
     let noted = server.core.callers.note(&key, &request.config.name);
     noted.map_err(|e| io_failure("note the CNI configuration", &e))?;

@@ -17,6 +17,8 @@ pub mod call;
 pub mod client;
 pub mod error;
 pub mod netconf;
+#[cfg(test)]
+mod noise;
 pub mod plugin;
 pub mod result;
 pub mod rpc;

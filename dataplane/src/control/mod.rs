@@ -20,6 +20,8 @@ pub mod events;
 pub mod ids;
 mod lifecycle;
 pub mod memif_server;
+#[cfg(test)]
+mod noise;
 pub mod observing;
 pub mod ports;
 pub mod read;

@@ -1,8 +1,7 @@
 //! Whatever comes in: no panic, and either a request or a CNI error.
-#![allow(missing_docs, reason = "a test has no users")]
 
-use cni::call::{Environment, Step, prepare};
-use cni::result::CniResult;
+use crate::call::{Environment, Step, prepare};
+use crate::result::CniResult;
 use serde_json::Value;
 
 const COMMANDS: [&str; 7] = ["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "?"];

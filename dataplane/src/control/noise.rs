@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dataplane::control::desired::{Desired, Network};
-use dataplane::control::read::said_ip;
 use prost::Message;
+
+use super::desired::{Desired, Network};
+use super::read::said_ip;
 
 fn ip(text: &str) -> api::Ip {
     said_ip(text.parse::<IpAddr>().expect("an address"))

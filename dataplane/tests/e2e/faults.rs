@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use crate::lab::node::drops;
-use crate::lab::{End, Lab, MemifPod, Node, Pair, Realm, TapPod, wait};
+use crate::lab::pages::{self, HugePages};
+use crate::lab::{End, Lab, MemifPod, Netns, Node, Pair, Realm, TapPod, Uplink, wait};
 
 /// An unoptimised data plane on a busy machine is given more time.
 fn limit_s() -> f64 {
@@ -72,6 +73,39 @@ fn tunnelled_traffic_is_back_after_a_kill() {
         assert!(pair.nodes[at].netns.try_tool("ping", &format!("-c 1 -W 2 {far}")).0);
     }
     assert_eq!(drops(&pair.nodes[1].account_of_kind("uplink"), "vtep_unknown"), 0);
+}
+
+/// What DPDK took of the huge pages is back when its process is dead, without anybody cleaning up.
+#[test]
+fn huge_pages_are_back_after_a_kill() {
+    let _lab = Lab::new();
+    // DPDK asks for 94 MiB with one worker and one uplink.
+    let _pages = HugePages::reserve(64);
+    let free = pages::free();
+    let left = || {
+        let names = |path: &str| std::fs::read_dir(path).into_iter().flatten().flatten().count();
+        (names("/dev/hugepages"), names("/run/dpdk"))
+    };
+    let before = left();
+    let (netns, far) = (Netns::new("node"), Netns::new("far"));
+    let uplink = Uplink::between(&netns, &far, "net_af_packet", 1500);
+    let mut node = Node::with_uplink(netns, uplink, 1);
+    for round in 0..3 {
+        let used = free - pages::free();
+        assert!(used >= 47, "round {round}: {used} huge pages are used");
+        assert_eq!(left(), before, "files of DPDK's");
+        assert!(node.netns.try_tool("ping", "-c 1 -W 2 192.0.2.2").0);
+        if round == 2 {
+            node.stop();
+        } else {
+            node.process.borrow_mut().kill();
+        }
+        wait("all huge pages", 5.0, || (pages::free() == free).then_some(()));
+        assert_eq!(left(), before, "files of DPDK's");
+        if round < 2 {
+            node.start_again();
+        }
+    }
 }
 
 /// A clean stop gives the interface back: same name, addresses, and the node's stack talks on it.

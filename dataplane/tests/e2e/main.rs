@@ -16,6 +16,7 @@ mod local;
 mod local_memif;
 mod mtu;
 mod rewriting;
+mod scrape;
 mod stall;
 mod testpmd;
 mod tunnel_fields;

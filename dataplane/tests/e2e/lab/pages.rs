@@ -25,7 +25,16 @@ impl Drop for HugePages {
     }
 }
 
+/// How many nobody uses.
+pub fn free() -> u32 {
+    number_in("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+}
+
 fn count() -> u32 {
-    let text = fs::read_to_string(NR_HUGEPAGES).expect("a kernel with huge pages");
+    number_in(NR_HUGEPAGES)
+}
+
+fn number_in(path: &str) -> u32 {
+    let text = fs::read_to_string(path).expect("a kernel with huge pages");
     text.trim().parse().expect("a number")
 }

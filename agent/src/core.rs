@@ -112,6 +112,14 @@ impl Core {
         lock(&self.attachments).values().cloned().collect()
     }
 
+    /// Addresses of a sandbox's attachments.
+    pub fn addresses_of(&self, container_id: &str) -> Vec<IpAddr> {
+        let attachments = lock(&self.attachments);
+        let of_sandbox = attachments.values().filter(|a| a.key.container_id == container_id);
+        let interfaces = of_sandbox.flat_map(|a| &a.interfaces);
+        interfaces.flat_map(|i| &i.plan.addresses).map(ipnet::IpNet::addr).collect()
+    }
+
     /// Remembers an attachment, on disk first.
     pub fn put(&self, attachment: Attachment) -> std::io::Result<()> {
         // The lock is held over the write, so that memory and journal change in the same order.

@@ -42,9 +42,10 @@ fn a_tap_and_a_memif_are_made_told_and_removed() {
         [
             ("10.7.0.2/24", Some(0)),
             ("fd07::2/64", Some(0)),
-            ("10.7.0.2/24", Some(1)),
-            ("fd07::2/64", Some(1))
-        ]
+            ("10.7.0.3/24", Some(1)),
+            ("fd07::3/64", Some(1))
+        ],
+        "an address of a pod is one interface's"
     );
     assert_eq!(result.ips[0].gateway.as_deref(), Some("10.7.0.1"));
     let routes: Vec<_> = result.routes.iter().map(|r| r.dst.as_str()).collect();
@@ -60,7 +61,7 @@ fn a_tap_and_a_memif_are_made_told_and_removed() {
     assert!(netns.ip(&["route"]).contains("default via 10.7.0.1 dev eth0 proto 176"));
     assert!(netns.ip(&["-6", "route"]).contains("default via fd07::1 dev eth0 proto 176"));
     let companion = netns.ip(&["address", "show", "memif1"]);
-    assert!(companion.contains("10.7.0.2/32") && companion.contains("fd07::2/128"), "{companion}");
+    assert!(companion.contains("10.7.0.3/32") && companion.contains("fd07::3/128"), "{companion}");
     assert!(netns.ip(&["link", "show", "memif1"]).contains("alias bowline memif"));
     assert!(!netns.ip(&["route"]).contains("memif1"));
 
@@ -117,6 +118,21 @@ fn what_a_pod_sends_leaves_by_the_interface_that_has_its_address() {
     node.agent.del(&pod);
     let rules = netns.ip(&["rule"]) + &netns.ip(&["-6", "rule"]);
     assert!(!rules.contains("lookup 10"), "{rules}");
+
+    // One address on two Networks: nothing would tell the interfaces apart, unless one is a memif.
+    let twins = |kind: &str| {
+        format!(
+            r#"[{{"name": "a", "network": "blue", "ips": ["10.7.0.9"]}},
+                {{"name": "b", "network": "red", "ips": ["10.7.0.9"], "type": "{kind}"}}]"#
+        )
+    };
+    pod.annotation = Some(twins("tap"));
+    let error = node.agent.add_refused(&pod);
+    assert_eq!(error.code, code::REFUSED);
+    assert!(error.msg.contains("is the address of b on Network red too"), "{}", error.msg);
+    assert_eq!((node.agent.held(), netns.devices()), (vec![], vec![]));
+    pod.annotation = Some(twins("memif"));
+    node.agent.add(&pod);
 
     // A pod's only interface needs no table.
     let alone = Netns::new();

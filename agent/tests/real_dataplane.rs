@@ -78,9 +78,14 @@ impl Pings {
 }
 
 fn ping_once(netns: &Netns, to: &str) -> bool {
-    let args = ["netns", "exec", &netns.name, "ping", "-c", "1", "-W", "1", to];
-    let status = Command::new("ip").args(args).stdout(Stdio::null()).status();
-    status.unwrap().success()
+    ping(netns, &[to])
+}
+
+/// One ping, with these words behind it.
+fn ping(netns: &Netns, words: &[&str]) -> bool {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &netns.name, "ping", "-c", "1", "-W", "1"]).args(words);
+    command.stdout(Stdio::null()).status().unwrap().success()
 }
 
 fn received(netns: &Netns) -> u64 {
@@ -213,4 +218,33 @@ fn killed_at_any_step_of_add_the_data_plane_keeps_nothing() {
         assert_eq!(node.agent.held(), [], "{step}");
     }
     node.agent.add(&pod);
+}
+
+/// Eight interfaces, four on each of two Networks that have the same addresses: each carries from the
+/// moment that the ADD returns, and answers where it was asked.
+#[test]
+fn every_interface_of_many_carries_at_once() {
+    let node = Node::new();
+    let peers = [Netns::new(), Netns::new()];
+    let at = |n: usize| ["red", "blue"][n % 2];
+    let added = [0, 1].map(|n| node.agent.add(&Pod::new(at(n), &peers[n], at(n), "eth0")));
+    let wishes: Vec<String> =
+        (0..8).map(|n| format!(r#"{{"name": "net{n}", "network": "{}"}}"#, at(n))).collect();
+    let netns = Netns::new();
+    let mut pod = Pod::new("many", &netns, "blue", "eth0");
+    pod.annotation = Some(format!("[{}]", wishes.join(",")));
+    let result = node.agent.add(&pod);
+    for n in (0..8).rev() {
+        for family in 0..2 {
+            let peer = address(&added[n % 2], family);
+            let from = format!("net{n}");
+            assert!(ping(&netns, &["-I", &from, peer]), "{from} to {peer}");
+            let own = address(&result, 2 * (n + 1) + family);
+            assert!(ping(&peers[n % 2], &[own]), "{} to {own} of {from}", at(n));
+        }
+    }
+    let mut addresses: Vec<_> = result.ips.iter().map(|ip| &ip.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 18, "an address is given to one interface only: {addresses:?}");
 }

@@ -175,7 +175,7 @@ impl Add<'_> {
         prepared.map_err(|why| CniError::new(code::TRY_AGAIN_LATER, why))?;
         let store = catalog.store();
         let other_allocator = catalog.api().and_then(|api| api.other_allocator());
-        let claimer = Claimer {
+        let mut claimer = Claimer {
             store: &store,
             queue: &self.server.claims,
             journal: &self.server.core.journal,
@@ -188,11 +188,16 @@ impl Add<'_> {
             container_id: &self.key.container_id,
             configured: self.configured_pools(),
             master_addresses: None,
+            others: self.server.core.addresses_of(&self.key.container_id),
         };
+        claimer.others.extend(asked.iter().flat_map(|a| &a.wish.ips));
         let mut all = Vec::new();
         for (network, asked) in by_network {
             match claimer.claim(network, &asked).await {
-                Ok(given) => all.extend(given),
+                Ok(given) => {
+                    claimer.others.extend(given.iter().map(|g| g.address.addr()));
+                    all.extend(given);
+                }
                 Err(error) => {
                     self.take_back(&all).await;
                     return Err(error);
@@ -263,6 +268,7 @@ impl Add<'_> {
             }
             interfaces.push(interface);
         }
+        self.tell_apart(asked, &interfaces)?;
         self.add_annotated_routes(&mut interfaces)?;
         let cluster = cluster_prefixes(&self.snapshot, &self.server.core.node);
         // A pod's only interface has every route anyway.
@@ -342,6 +348,36 @@ impl Add<'_> {
             gateways: own.iter().filter_map(|g| g.pool.gateway).collect(),
             kernel_device: String::new(),
         })
+    }
+
+    /// Two devices with one address, because somebody asks for it by name: the kernel would send what
+    /// came in by the one out by the other, into another Network. A memif's address is no business of
+    /// the kernel.
+    fn tell_apart(
+        &self,
+        asked: &[Asked],
+        interfaces: &[AttachedInterface],
+    ) -> Result<(), CniError> {
+        let before = self.server.core.attachments();
+        let before = before.iter().filter(|a| a.key.container_id == self.key.container_id);
+        let before: Vec<_> = before.flat_map(|a| &a.interfaces).collect();
+        let tap = |i: &&AttachedInterface| matches!(i.port, Port::Tap { .. });
+        for (Asked { wish, .. }, _) in asked.iter().zip(interfaces).filter(|(_, i)| tap(i)) {
+            let others = interfaces.iter().chain(before.iter().copied()).filter(tap);
+            for other in others.filter(|other| other.plan.name != wish.name) {
+                let mut theirs = other.plan.addresses.iter().map(ipnet::IpNet::addr);
+                if let Some(ip) = theirs.find(|ip| wish.ips.contains(ip)) {
+                    let (name, network) = (&other.plan.name, &other.network);
+                    let message = format!(
+                        "is the address of {name} on Network {network} too, and a reply could leave by \
+                         either; ask for another address, or make {} a memif",
+                        wish.name
+                    );
+                    return Err(refused(Problem::error(format!("{}.ips", wish.at), ip, message)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Routes of the annotation `ipam.spidernet.io/routes`, on the interface whose prefix holds the

@@ -8,7 +8,7 @@ use cni::error::{CniError, code};
 use ipnet::IpNet;
 use multinet::ipam::{self, Candidate, ClaimError, Holder, Request};
 use multinet::pod::{self, Context, Selection};
-use multinet::range::Family;
+use multinet::range::{AddressSet, Family};
 use multinet::rules::{Checked, Home, Pool, Problem};
 use multinet::store::{Store, StoreError};
 use multinet::types::block::{Entry, EntryState, Owner};
@@ -41,6 +41,8 @@ pub(super) struct Claimer<'a> {
     pub(super) configured: PoolLists,
     /// Where only pools around these may serve: addresses of the device that the interface is made on.
     pub(super) master_addresses: Option<Vec<IpAddr>>,
+    /// Addresses of the pod's other interfaces, wherever they are.
+    pub(super) others: Vec<IpAddr>,
     /// Who else gives addresses now, so that we must not.
     pub(super) other_allocator: &'a Option<String>,
 }
@@ -73,7 +75,10 @@ impl Claimer<'_> {
             passed_over.extend(selection.rejected.iter().cloned());
             for (family, candidates) in &selection.families {
                 let exact = wish.ips.iter().find(|ip| Family::of(**ip) == *family).copied();
-                requests.push(self.request(&wish.name, *family, candidates.clone(), exact));
+                // Whoever names an address gets that one.
+                let candidates =
+                    if exact.is_some() { candidates.clone() } else { self.apart(candidates) };
+                requests.push(self.request(&wish.name, *family, candidates, exact));
                 clean.push(selection.clean_gateway);
             }
             let served =
@@ -139,6 +144,18 @@ impl Claimer<'_> {
         };
         pod::select(self.checked, &context)
             .map_err(|problem| CniError::new(code::NO_ADDRESS, problem.to_string()))
+    }
+
+    /// Networks may have the same addresses. A pod on two of them is given different ones: its kernel
+    /// goes by a reply's source to find the interface that the request came in by.
+    fn apart(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+        let mut apart = candidates.to_vec();
+        for Candidate { addresses, .. } in &mut apart {
+            let family = addresses.family();
+            let others = self.others.iter().copied().filter(|a| Family::of(*a) == family);
+            *addresses = addresses.minus(&AddressSet::from_addresses(family, others));
+        }
+        apart
     }
 
     fn request(

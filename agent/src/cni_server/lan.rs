@@ -155,6 +155,7 @@ impl Add<'_> {
                 ipv6: self.ipam.default_ipv6_ippool.clone(),
             },
             master_addresses: self.master_addresses.clone(),
+            others: self.server.core.addresses_of(&self.key.container_id),
         };
         let mut given = claimer.claim(DOMAIN, &[&self.asked]).await?;
         for given in &mut given {

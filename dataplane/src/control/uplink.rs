@@ -188,6 +188,21 @@ pub enum Error {
         /// Why.
         source: dpdk::Error,
     },
+    /// XDP sockets, one for each receive queue.
+    #[cfg(feature = "dpdk")]
+    #[error(
+        "uplink {name}: no XDP sockets on its {queues} receive queues: {source}; another program \
+         may have one of them, or the NIC's kernel driver no XDP for them (libxdp has said which): \
+         end that program, or use {name}=packet"
+    )]
+    Xdp {
+        /// Which.
+        name: String,
+        /// All of them.
+        queues: u16,
+        /// Why.
+        source: dpdk::Error,
+    },
     /// This binary was built without DPDK.
     #[error("uplink {name}: built without DPDK; use {name}=packet")]
     NoDpdk {
@@ -310,19 +325,15 @@ fn open_moved(
     workers: u16,
 ) -> Result<Queues, Error> {
     let mtu = device::check_mtu(request, mtu_bytes)?;
-    let attempt = |queues: u16| {
-        // The drivers find the interface by its name: from inside its namespace.
-        let work = || device::start(request, || device::arguments(request, queues), queues, mtu);
-        crate::sys::netns::run_in(moved.netns.as_fd(), work)
-            .map_err(|source| Error::Namespace { name: request.name.clone(), source })
-            .flatten()
-    };
-    let mut started = attempt(workers);
-    if started.is_err() && workers > 1 && request.driver == "net_af_xdp" {
-        // The NIC may have fewer queues than there are workers.
-        started = attempt(1).map_err(|_| started.expect_err("looked at above"));
-    }
-    started.map(device::Started::into_queues)
+    // Packet sockets share the NIC's frames among them, XDP sockets have a queue each.
+    let xdp = request.driver == "net_af_xdp";
+    let queues = if xdp { moved.rx_queues.try_into().unwrap_or(workers) } else { workers };
+    // The drivers find the interface by its name: from inside its namespace.
+    let work = || device::start(request, || device::arguments(request, queues), queues, mtu);
+    let started = crate::sys::netns::run_in(moved.netns.as_fd(), work)
+        .map_err(|source| Error::Namespace { name: request.name.clone(), source })
+        .flatten()?;
+    Ok(started.into_queues())
 }
 
 /// A NIC that has left the kernel.
@@ -333,10 +344,13 @@ fn open_pci(request: &Request, mtu_bytes: u32, workers: u16) -> Result<Queues, E
     Ok(started.into_queues())
 }
 
+/// Of a device that does not say.
+#[cfg(feature = "dpdk")]
+const MTU_BYTES: u16 = 1500;
+
 /// Any other DPDK device; the node's stack gets a new tap of the uplink's name behind it.
 #[cfg(feature = "dpdk")]
 fn open_device(request: &Request, workers: u16) -> Result<(UplinkPort, Opened), Error> {
-    const MTU_BYTES: u16 = 1500;
     let started = device::start(request, || request.device_arguments(), workers, MTU_BYTES)?;
     let mac = started.device.mac().map_err(device::failed(request))?;
     let (host_tap, mac) = takeover::make_tap(&request.name, mac, MTU_BYTES, workers)?;
@@ -363,18 +377,21 @@ mod device {
 
     use dpdk::{Eal, EalOptions, EthConfig, EthDev, Mempool, MempoolConfig};
 
-    use super::{Duration, Error, Request};
+    use super::{Duration, Error, MTU_BYTES, Request};
     use super::{Opened, Queues};
     use crate::port::eth::{EthRx, EthTx};
     use crate::port::{Rx, Tx};
+    use crate::takeover;
 
     /// Buffers for each queue: descriptors, bursts, frames that other workers still copy. An
     /// af_xdp queue takes 2048 for its fill ring, and loses them when it does not come up.
     const BUFFERS_PER_QUEUE: u32 = 12_288;
     /// An af_packet queue copies to and from its ring, and holds none.
     const BUFFERS_PER_COPYING_QUEUE: u32 = 4096;
-    /// A buffer with its headers, at MTU 1500.
-    const BUFFER_BYTES: u32 = 2560;
+    /// What DPDK puts around the data of a buffer, rounded up: its description, headroom, padding.
+    const AROUND_DATA_BYTES: u32 = 512;
+    /// Memory for everything but buffers.
+    const OTHER_MIB: u32 = 64;
     /// How often, and after which pause, an XDP queue is asked for.
     const XDP_ATTEMPTS: u32 = 4;
     const XDP_PAUSE: Duration = Duration::from_millis(60);
@@ -410,10 +427,14 @@ mod device {
     pub(super) fn prepare(requests: &[Request], workers: u16, no_huge: bool) -> Result<(), Error> {
         let devices: Vec<_> = requests.iter().filter(|r| r.driver != "packet").collect();
         let Some(first) = devices.first().filter(|_| Eal::get().is_none()) else { return Ok(()) };
-        let queues = devices.len() as u32 * u32::from(workers.max(1));
+        let mut memory_mib = OTHER_MIB;
+        for request in &devices {
+            let mtu = takeover::mtu(&request.name)?.and_then(|mtu| mtu.try_into().ok());
+            memory_mib += u32::from(workers) * queue_mib(request, mtu.unwrap_or(MTU_BYTES));
+        }
         let pci = devices.iter().filter(|r| r.is_pci());
         let options = EalOptions {
-            memory_mib: 64 + queues * ((BUFFERS_PER_QUEUE * BUFFER_BYTES) >> 20),
+            memory_mib,
             pci: pci.map(|request| request.driver.clone()).collect(),
             ordinary_pages: no_huge,
             ..EalOptions::default()
@@ -421,6 +442,19 @@ mod device {
         Eal::init(&options).map_err(failed(first))?;
         tracing::info!(memory = ?Eal::memory(), "DPDK is ready");
         Ok(())
+    }
+
+    /// How many buffers a queue takes, and the bytes of data in each.
+    fn buffers(request: &Request, mtu: u16) -> (u32, u16) {
+        let copies = request.driver == "net_af_packet";
+        let count = if copies { BUFFERS_PER_COPYING_QUEUE } else { BUFFERS_PER_QUEUE };
+        let data_bytes = mtu.saturating_add(LINK_HEADER_BYTES);
+        (count, data_bytes.max(MempoolConfig::default().data_bytes))
+    }
+
+    fn queue_mib(request: &Request, mtu: u16) -> u32 {
+        let (count, data_bytes) = buffers(request, mtu);
+        (count * (u32::from(data_bytes) + AROUND_DATA_BYTES)).div_ceil(1 << 20)
     }
 
     fn eal(request: &Request) -> Result<Eal, Error> {
@@ -467,12 +501,11 @@ mod device {
     ) -> Result<Started, Error> {
         let eal = eal(request)?;
         let failed = failed(request);
-        let copies = request.driver == "net_af_packet";
-        let buffers = if copies { BUFFERS_PER_COPYING_QUEUE } else { BUFFERS_PER_QUEUE };
+        let (buffers, data_bytes) = buffers(request, mtu);
         let pool = MempoolConfig {
             // One less than a multiple of a power of two wastes least.
             mbufs: buffers * u32::from(workers) - 1,
-            data_bytes: MempoolConfig::default().data_bytes.max(mtu + LINK_HEADER_BYTES),
+            data_bytes,
             ..MempoolConfig::default()
         };
         let pool = Arc::new(Mempool::new(eal, &pool).map_err(&failed)?);
@@ -486,7 +519,10 @@ mod device {
             std::thread::sleep(XDP_PAUSE);
             device = attempt();
         }
-        let mut device = device.map_err(&failed)?;
+        let mut device = device.map_err(|source| match request.driver.as_str() {
+            "net_af_xdp" => Error::Xdp { name: request.name.clone(), queues: workers, source },
+            _ => failed(source),
+        })?;
         let (rx, tx) = device.start().map_err(&failed)?;
         // The node's stack has joined groups on the host tap that the NIC knows nothing of.
         if let Err(error) = device.set_all_multicast()

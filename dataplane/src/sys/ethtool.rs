@@ -1,4 +1,4 @@
-//! Switching a NIC's offloads.
+//! A NIC's offloads and queues.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -73,9 +73,69 @@ pub fn set(socket: &OwnedFd, interface: &str, switch: Switch, on: bool) -> io::R
 
 fn call(socket: &OwnedFd, interface: &str, command: u32, data: u32) -> io::Result<u32> {
     let mut value = Value { command, data };
-    let mut request = interface_request(interface)?;
-    request.ifr_ifru.ifru_data = (&raw mut value).cast::<c_char>();
-    // SAFETY: these commands read and write one ethtool_value, which outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
+    // SAFETY: commands of switches read and write one ethtool_value.
+    unsafe { ioctl(socket, interface, &mut value) }?;
     Ok(value.data)
+}
+
+/// Receive queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RxQueues {
+    /// How many the NIC uses.
+    pub count: u32,
+    /// Each is one with a queue for sending ("combined").
+    pub paired: bool,
+}
+
+const GET_CHANNELS: u32 = 0x3c;
+const SET_CHANNELS: u32 = 0x3d;
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct Channels {
+    command: u32,
+    max: [u32; 4],
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// The receive queues that the NIC uses.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the device does not say.
+pub fn rx_queues(socket: &OwnedFd, interface: &str) -> io::Result<RxQueues> {
+    let channels = channels(socket, interface)?;
+    let paired = channels.combined > 0;
+    Ok(RxQueues { count: if paired { channels.combined } else { channels.rx }, paired })
+}
+
+/// Makes the NIC use so many.
+///
+/// # Errors
+/// The device's refusal.
+pub fn set_rx_queues(socket: &OwnedFd, interface: &str, count: u32) -> io::Result<()> {
+    let mut channels = channels(socket, interface)?;
+    *(if channels.combined > 0 { &mut channels.combined } else { &mut channels.rx }) = count;
+    channels.command = SET_CHANNELS;
+    // SAFETY: the command reads one ethtool_channels.
+    unsafe { ioctl(socket, interface, &mut channels) }
+}
+
+fn channels(socket: &OwnedFd, interface: &str) -> io::Result<Channels> {
+    let mut channels = Channels { command: GET_CHANNELS, ..Channels::default() };
+    // SAFETY: the command writes one ethtool_channels.
+    unsafe { ioctl(socket, interface, &mut channels) }?;
+    Ok(channels)
+}
+
+/// # Safety
+/// `argument` begins with a command, and is what that command reads and writes.
+unsafe fn ioctl<T>(socket: &OwnedFd, interface: &str, argument: &mut T) -> io::Result<()> {
+    let mut request = interface_request(interface)?;
+    request.ifr_ifru.ifru_data = (&raw mut *argument).cast::<c_char>();
+    // SAFETY: the request and what it points to outlive the call; the rest is the caller's.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) }).map(drop)
 }

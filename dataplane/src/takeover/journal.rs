@@ -63,6 +63,9 @@ pub(super) struct Journal {
     pub(super) up: bool,
     /// Offloads that were switched off, to be switched on again.
     pub(super) offloads: Vec<String>,
+    /// Receive queues that it had, where it says.
+    #[serde(default)]
+    pub(super) rx_queues: Option<u32>,
     pub(super) config: NetConfig,
 }
 
@@ -73,7 +76,7 @@ impl Journal {
         (netns, pci): (String, Option<Pci>),
         tap: String,
         link: &super::link::Link,
-        offloads: Vec<String>,
+        (offloads, rx_queues): (Vec<String>, Option<u32>),
         config: NetConfig,
         boot_id: String,
         node_cookie: u64,
@@ -92,6 +95,7 @@ impl Journal {
             tx_queue_len: link.tx_queue_len,
             up: link.up,
             offloads,
+            rx_queues,
             config,
         }
     }

@@ -91,6 +91,8 @@ pub struct Moved {
     pub netns: OwnedFd,
     /// The NIC's number in there.
     pub ifindex: u32,
+    /// Its receive queues. Each is to have a socket of its own where it is used by XDP.
+    pub rx_queues: u32,
 }
 
 /// Why a takeover failed, and what to do.
@@ -210,6 +212,16 @@ pub fn begin(spec: &Spec, state_dir: &Path) -> Result<Taken, Error> {
 pub fn concerns(interface: &str, state_dir: &Path) -> Result<bool, Error> {
     let on_record = load(&Store::open(state_dir, interface)?)?.is_some();
     Ok(on_record || steps::nic_in_node(&mut open_netlink(interface)?, interface)?.is_some())
+}
+
+/// The MTU of what has the interface's name now, the NIC or its host tap.
+///
+/// # Errors
+/// [`Error::Step`] with the kernel's answer.
+pub fn mtu(interface: &str) -> Result<Option<u32>, Error> {
+    let found = link::Link::find(&mut open_netlink(interface)?, interface);
+    let failed = |source| Error::Step { step: "looking", interface: interface.to_owned(), source };
+    Ok(found.map_err(failed)?.map(|link| link.mtu))
 }
 
 /// Gives the interface back if a takeover of it is on record; `false` if none is.

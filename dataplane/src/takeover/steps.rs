@@ -71,7 +71,7 @@ pub(super) fn plan(
         (netns, pci),
         format!("bltap{}", nic.index),
         nic,
-        offloads_on(interface, spec.purpose),
+        (offloads_on(interface, spec.purpose), rx_queues(interface)),
         config,
         boot_id(),
         netns::cookie(),
@@ -161,6 +161,11 @@ fn offloads_on(interface: &str, purpose: Use) -> Vec<String> {
         .filter(|switch| ethtool::get(&socket, interface, **switch).unwrap_or(false))
         .map(|switch| switch.name.to_owned())
         .collect()
+}
+
+fn rx_queues(interface: &str) -> Option<u32> {
+    let socket = ethtool::open().ok()?;
+    ethtool::rx_queues(&socket, interface).ok().map(|queues| queues.count)
 }
 
 /// What to say when the interface is nowhere and no journal knows about it.
@@ -268,14 +273,15 @@ fn move_nic(
             .named("moving the NIC", interface)?;
     }
     hook(Step::NicMoved)?;
-    let Some(ifindex) = netns::run_in(netns.as_fd(), || prepare(interface, spec.purpose))
-        .and_then(|inner| inner)
-        .named("preparing the NIC", interface)?
+    let Some((ifindex, rx_queues)) =
+        netns::run_in(netns.as_fd(), || prepare(spec, journal.rx_queues))
+            .and_then(|inner| inner)
+            .named("preparing the NIC", interface)?
     else {
         return Ok(None);
     };
     hook(Step::NicPrepared)?;
-    Ok(Some(Moved { netns, ifindex }))
+    Ok(Some(Moved { netns, ifindex, rx_queues }))
 }
 
 /// Opens the tap under whichever of its two names it has.
@@ -330,21 +336,49 @@ fn if_it_exists(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// In the NIC's namespace: no address, everything received, nothing merged. `None`: no NIC here.
-fn prepare(interface: &str, purpose: Use) -> io::Result<Option<u32>> {
+/// In the NIC's namespace: no address, everything received, nothing merged. The NIC's number and its
+/// receive queues; `None`: no NIC here.
+fn prepare(spec: &Spec, queues_before: Option<u32>) -> io::Result<Option<(u32, u32)>> {
+    let interface = &spec.interface;
     let mut netlink = Netlink::open()?;
     let Some(nic) = Link::find(&mut netlink, interface)? else { return Ok(None) };
     fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1")
         .or_else(if_it_exists)?;
     let socket = ethtool::open()?;
-    for switch in unwanted(purpose) {
+    for switch in unwanted(spec.purpose) {
         // A device that does not have the switch, or cannot turn it, has nothing to turn off.
         let _ = ethtool::set(&socket, interface, *switch, false);
     }
     // No program is the normal case, and some drivers refuse to hear about it.
     let _ = Change::of(nic.index).without_xdp().send(&mut netlink);
+    let queues = limit_queues(&socket, spec, queues_before)?;
     Change::of(nic.index).promiscuous(true).up(true).send(&mut netlink)?;
-    Ok(Some(nic.index))
+    Ok(Some((nic.index, queues)))
+}
+
+/// Leaves a NIC for XDP no more receive queues than will have a socket: a frame that arrives on
+/// another one is lost. DPDK's driver opens several only where they are paired. The answer is how
+/// many it has.
+fn limit_queues(socket: &OwnedFd, spec: &Spec, before: Option<u32>) -> io::Result<u32> {
+    // One that does not say has one.
+    let Ok(now) = ethtool::rx_queues(socket, &spec.interface) else { return Ok(1) };
+    let most = if now.paired { u32::from(spec.queues) } else { 1 };
+    let wanted = before.unwrap_or(now.count).min(most);
+    if spec.purpose != Use::AfXdp || wanted == now.count {
+        return Ok(now.count);
+    }
+    ethtool::set_rx_queues(socket, &spec.interface, wanted).map_err(|error| {
+        let setting = if now.paired { "combined" } else { "rx" };
+        let name = &spec.interface;
+        io::Error::new(
+            error.kind(),
+            format!(
+                "it has {} receive queues, of which XDP sockets would read {wanted}, and                  `ethtool -L {name} {setting} {wanted}` is refused ({error}); use {name}=packet",
+                now.count
+            ),
+        )
+    })?;
+    Ok(wanted)
 }
 
 /// Gives the tap the NIC's name and looks; whether it did not have them.
@@ -490,6 +524,11 @@ fn bring_back(journal: &Journal) -> io::Result<bool> {
                 // As with switching off: a refusal leaves a slower, working NIC.
                 let _ = ethtool::set(&socket, &journal.interface, switch, true);
             }
+        }
+        if let Some(queues) =
+            journal.rx_queues.filter(|n| rx_queues(&journal.interface) != Some(*n))
+        {
+            let _ = ethtool::set_rx_queues(&socket, &journal.interface, queues);
         }
         Change::of(nic.index).namespace(node.as_fd()).send(&mut netlink)?;
         Ok(true)

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::link::{Change, Link};
 use super::netlink::Netlink;
 use super::*;
+use crate::sys::ethtool;
 
 /// The calling thread becomes the node.
 struct Rig {
@@ -312,6 +313,29 @@ fn after_a_kill_it_resumes_without_touching_an_address() {
     rig.taken(&taken);
     taken.restore().expect("given back");
     rig.given_back();
+}
+
+/// The far end's frames come by any of them.
+#[test]
+fn a_nic_for_xdp_has_no_queue_that_nobody_reads() {
+    let queues = |place: &OwnedFd| {
+        let inside = || ethtool::rx_queues(&ethtool::open().expect("a socket"), "eth0");
+        let found = netns::run_in(place.as_fd(), inside).expect("entered").expect("it says");
+        (found.count, found.paired)
+    };
+    let rig = Rig::build(Spec { purpose: Use::AfXdp, ..Rig::spec() }, |_| None);
+    let node = netns::current().expect("/proc");
+    assert_eq!(queues(&node), (2, false), "of a veth that was made so");
+    for resumed in [false, true] {
+        let taken = rig.begin().expect("taken");
+        let moved = taken.moved.as_ref().expect("the kernel drives it");
+        assert_eq!(taken.resumed, resumed);
+        // DPDK's driver opens one queue of a NIC whose queues are not paired.
+        assert_eq!((moved.rx_queues, queues(&moved.netns)), (1, (1, false)));
+    }
+    assert!(rollback("eth0", rig.state()).expect("given back"));
+    rig.given_back();
+    assert_eq!(queues(&node), (2, false));
 }
 
 /// The kernel asks for a forgotten neighbour once a second, and the first time in vain.

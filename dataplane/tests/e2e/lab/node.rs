@@ -135,6 +135,15 @@ impl Node {
         }
     }
 
+    /// Starts a data plane that is to give up at once; what it says.
+    pub fn refused(netns: &Netns, start: &Start) -> String {
+        let folder = tempfile::tempdir().expect("a folder for sockets");
+        let mut process = launch(netns, folder.path(), start);
+        let status = process.wait_end(20.0);
+        assert!(!status.success(), "it ended well:\n{}", process.output());
+        process.output()
+    }
+
     /// A data plane that takes `uplink` over.
     pub fn with_uplink(netns: Netns, uplink: super::Uplink, workers: u32) -> Self {
         let start = Start { workers, uplink: Some(uplink.argument()), ..Start::default() };

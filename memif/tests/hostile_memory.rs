@@ -414,14 +414,20 @@ fn smaps_of(name: &str) -> Vec<String> {
     std::iter::once(first).chain(std::iter::from_fn(move || lines.next_if(is_field))).collect()
 }
 
+/// A region's file whose name shows in /proc.
+fn named(name: &std::ffi::CStr) -> std::fs::File {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let file = memfd_create(name, MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    let file = std::fs::File::from(file);
+    file.set_len(REGION_BYTES).unwrap();
+    file
+}
+
 /// However much a peer claims, its pages are charged to whoever touches them first: not to us, and
 /// neither core dumps nor children of ours have them.
 #[test]
 fn a_region_is_mapped_and_not_touched() {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let file = memfd_create(c"lazily", MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    let file = std::fs::File::from(file);
-    file.set_len(REGION_BYTES).unwrap();
+    let file = named(c"lazily");
     let answer = Answer::Accept(offer());
     let name = unique_name();
     let mut listener = listener(&name);
@@ -437,11 +443,25 @@ fn a_region_is_mapped_and_not_touched() {
     for flag in ["dd", "dc"] {
         assert!(flags.split(' ').any(|f| f == flag), "{flag} is not among {flags}");
     }
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    let files = open.filter(|target| target.to_string_lossy().contains("lazily")).count();
-    assert_eq!(files, 1, "the rogue's own, and none of ours");
     drop(connection);
+}
+
+/// Else a peer's memory would outlive its mapping, and descriptors would run out.
+#[test]
+fn the_file_of_a_region_is_closed() {
+    for (name, offer) in [(c"demanded", offer()), (c"granted", lenient())] {
+        let socket = unique_name();
+        let mut listener = listener(&socket);
+        let answer = Answer::Accept(offer);
+        let file = named(name);
+        let (_rogue, connection) = Rogue::establish(&socket, &mut listener, &answer, file, LOG2);
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let name = name.to_str().unwrap();
+        let files = open.filter(|target| target.to_string_lossy().contains(name)).count();
+        assert_eq!(files, 1, "{name}: the rogue's own, and none of ours");
+        drop(connection);
+    }
 }
 
 /// Programs that we start have nothing of what a peer passed along, nor the connection.

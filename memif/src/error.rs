@@ -70,15 +70,12 @@ pub enum Violation {
         /// Slots that it has so far.
         slots: u16,
     },
-    /// Touching the peer's memory raised SIGBUS: the file was truncated, or its pages are gone.
+    /// Touching the peer's memory raised SIGBUS: the file was truncated, or pages were taken out of it.
     #[error("memory of the peer vanished (SIGBUS)")]
     Sigbus,
     /// The peer makes signalling it expensive, by waiting for its eventfd many times over.
     #[error("signals to the peer take too long: its eventfd has too many waiters")]
     SlowSignals,
-    /// The peer makes our workers fault in its pages again and again.
-    #[error("too many page faults on the peer's memory")]
-    FaultRate,
 }
 
 /// Why a memory file was refused.
@@ -125,6 +122,14 @@ pub enum RegionError {
         /// The limit.
         max_bytes: u64,
     },
+    /// Bringing the memory of this interface's clients in has taken too much of our time.
+    #[error("its fresh memory has cost too much time; come again in {0:?}")]
+    TooOften(std::time::Duration),
+    /// Nothing would tell us that pages were taken out.
+    #[error(
+        "is not sealed, and cannot be watched for holes (userfaultfd: {0}): seal it, or let this process call userfaultfd(2)"
+    )]
+    Unwatched(nix::errno::Errno),
     /// A system call failed.
     #[error("{call}: {errno}")]
     System {

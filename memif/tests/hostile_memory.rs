@@ -7,8 +7,7 @@ use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory, rin
 use common::{listener, offer, unique_name, wait_for};
 use memif::wire::Message;
 use memif::{
-    Answer, FaultMeter, MAX_RX_SEGS, Notifier, Offer, Reserved, RxBurst, RxQueue, TxQueue, TxSegs,
-    Violation,
+    Answer, MAX_RX_SEGS, Notifier, Offer, Reserved, RxBurst, RxQueue, TxQueue, TxSegs, Violation,
 };
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::os::fd::AsFd;
@@ -292,36 +291,77 @@ fn sealed_memory_has_no_holes() {
     drop(connection);
 }
 
+/// Takes one page out.
+fn punch(rogue: &Rogue, offset: u32) {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&rogue.file, hole, i64::from(offset), 4096).unwrap();
+}
+
 #[test]
-fn punching_holes_in_a_loop_is_noticed() {
-    let (rogue, mut rx, tx) = rogue(lenient(), true);
-    let mut meter = FaultMeter::new();
-    let mut burst = RxBurst::new(64);
-    let mut buffer = [0; 64];
-    let mut now = Instant::now();
-    for round in 0u16.. {
-        assert!(round < 1000, "not noticed");
-        for slot in 0..64u32 {
-            let offset = BUFFERS_AT + slot * 4096;
-            rogue.set_descriptor(S2M_AT, slot, (0, 0, 64, offset));
-        }
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&rogue.file, hole, i64::from(BUFFERS_AT), 64 * 4096).unwrap();
-        rogue.set_head(S2M_AT, round.wrapping_add(1).wrapping_mul(64));
-        let _ = meter.since_last();
-        burst.clear();
-        assert_eq!(rx.claim(64, &mut burst), Ok(64));
-        for frame in burst.frames() {
-            assert_eq!(rx.copy_to(&burst, frame, &mut buffer), Some(64));
-        }
-        rx.release(64);
-        now += Duration::from_millis(1);
-        rx.charge_faults(meter.since_last(), now);
-        if rx.poisoned() {
-            break;
-        }
+fn a_hole_in_what_it_sends_is_noticed_at_the_first_touch() {
+    memif::sigbus::install().unwrap();
+    let (other, mut others_rx, _others_tx) = rogue(lenient(), false);
+    let (rogue, mut rx, tx) = rogue(lenient(), false);
+    for slot in 0..2 {
+        rogue.set_descriptor(S2M_AT, slot, (0, 0, 60, BUFFERS_AT + slot * 4096));
     }
-    assert!(tx.poisoned());
+    rogue.file.write_all_at(&[7; 60], BUFFERS_AT.into()).unwrap();
+    punch(&rogue, BUFFERS_AT + 4096);
+    rogue.set_head(S2M_AT, 2);
+    let (mut burst, mut buffer) = (RxBurst::new(8), [1; 64]);
+    assert_eq!(rx.claim(8, &mut burst), Ok(2));
+    assert_eq!(rx.copy_to(&burst, &burst.frames()[0], &mut buffer), Some(60));
+    assert!(buffer[..60] == [7; 60] && !rx.poisoned(), "a page that is there is nobody's fault");
+    let contained = memif::sigbus::contained();
+    assert_eq!(rx.copy_to(&burst, &burst.frames()[1], &mut buffer), Some(60));
+    assert!(buffer[..60] == [0; 60] && rx.poisoned() && tx.poisoned());
+    assert_eq!(rx.cause(), Some(Violation::Sigbus));
+    assert!(memif::sigbus::contained() > contained);
+    assert!(memif::sigbus::is_spoilt(burst.segs()[1].as_ptr()));
+    // Nobody else's.
+    other.set_descriptor(S2M_AT, 0, (0, 0, 60, BUFFERS_AT));
+    other.set_head(S2M_AT, 1);
+    burst.clear();
+    assert_eq!(others_rx.claim(8, &mut burst), Ok(1));
+    assert_eq!(others_rx.copy_to(&burst, &burst.frames()[0], &mut buffer), Some(60));
+    assert!(!others_rx.poisoned() && !memif::sigbus::is_spoilt(burst.segs()[0].as_ptr()));
+}
+
+#[test]
+fn a_hole_in_what_it_receives_is_noticed_at_the_first_touch() {
+    memif::sigbus::install().unwrap();
+    let (rogue, rx, mut tx) = rogue(lenient(), false);
+    rogue.set_descriptor(M2S_AT, 0, (0, 0, 2048, BUFFERS_AT));
+    rogue.set_head(M2S_AT, 1);
+    punch(&rogue, BUFFERS_AT);
+    assert!(!tx.poisoned());
+    assert_eq!(tx.send(&[7; 60]), Ok(true));
+    assert!(tx.poisoned() && rx.poisoned());
+}
+
+/// Else the first touch of each page would look like a hole.
+#[test]
+fn memory_that_is_watched_was_brought_in() {
+    memif::sigbus::install().unwrap();
+    let file = std::fs::File::from(
+        nix::sys::memfd::memfd_create(c"sparse", nix::sys::memfd::MFdFlags::empty()).unwrap(),
+    );
+    file.set_len(REGION_BYTES).unwrap();
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let answer = Answer::Accept(lenient());
+    let (rogue, mut connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
+    let (mut rx, _tx) = connection.take_queues();
+    for slot in 0..64 {
+        rogue.set_descriptor(S2M_AT, slot, (0, 0, 60, BUFFERS_AT + slot * 4096));
+    }
+    rogue.set_head(S2M_AT, 64);
+    let (mut burst, mut buffer) = (RxBurst::new(64), [1; 64]);
+    assert_eq!(rx[0].claim(64, &mut burst), Ok(64));
+    for frame in burst.frames() {
+        assert_eq!(rx[0].copy_to(&burst, frame, &mut buffer), Some(60));
+    }
+    assert!(!rx[0].poisoned());
 }
 
 #[test]

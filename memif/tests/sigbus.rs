@@ -25,6 +25,7 @@ fn main() {
             memif::sigbus::install().unwrap();
             other();
         }
+        Some("unwatched") => unwatched(),
         Some("gone") => gone(),
         // The arguments of a test runner.
         _ => run_all(),
@@ -36,6 +37,7 @@ fn run_all() {
         ("peer", Some(libc::SIGBUS)),
         ("contained", None),
         ("other", Some(libc::SIGBUS)),
+        ("unwatched", None),
         ("gone", None),
     ];
     for (scene, killed_by) in scenes {
@@ -62,6 +64,44 @@ fn peer() {
     let frame = burst.frames()[0];
     assert_eq!(rx[0].copy_to(&burst, &frame, &mut [0; 64]), Some(60));
     assert!(rx[0].poisoned());
+}
+
+/// Where a filter forbids to watch memory, none is taken that would have to be.
+fn unwatched() {
+    forbid(libc::SYS_userfaultfd);
+    memif::sigbus::install().unwrap();
+    let name = unique_name();
+    let mut listener = listener(&name);
+    for require_sealed in [false, true] {
+        let answer = Answer::Accept(Offer { require_sealed, ..offer() });
+        let file = memory(REGION_BYTES, require_sealed);
+        let refused = Rogue::try_establish(&name, &mut listener, &answer, file, 6).err();
+        assert_eq!(refused.is_none(), require_sealed, "unsealed memory is taken unwatched");
+        assert!(refused.is_none_or(|reason| reason.to_string().contains("userfaultfd")));
+    }
+}
+
+/// Has a system call fail with EPERM in this process.
+fn forbid(call: libc::c_long) {
+    let op = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, equal, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let mut ops = [
+        op(load, 0, 0, 0),
+        op(equal, 0, 1, call as u32),
+        op(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        op(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: ops.len() as u16, filter: ops.as_mut_ptr() };
+    // SAFETY: the program is complete and lives during the call.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// A peer hangs up before it is answered, in a program that leaves SIGPIPE as C programs find it.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use memif::{
-    Answer, CloseReason, Connection, FaultAccount, Handshake, Info, Limits, Listener, Mode, Offer,
+    Answer, CloseReason, Connection, Handshake, Info, Limits, Listener, MemoryAccount, Mode, Offer,
     Progress, RxQueue, Status, TxQueue,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -87,11 +87,11 @@ impl Server {
         let listener = watched(listener)?;
         let (orders, inbox) = mpsc::unbounded_channel();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let faults = FaultAccount::default();
+        let memory = MemoryAccount::default();
         let task = Task {
             serial,
-            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, wanted, faults.clone())))),
-            faults,
+            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, wanted, memory.clone())))),
+            memory,
             interface,
             listener,
             busy: Rc::default(),
@@ -114,7 +114,7 @@ impl Drop for Server {
 }
 
 /// What is granted. The pod's view and the protocol's: S2M rings are what the pod sends on.
-fn offer(interface: &str, wanted: &Memif, faults: FaultAccount) -> Offer {
+fn offer(interface: &str, wanted: &Memif, memory: MemoryAccount) -> Offer {
     Offer {
         mode: if wanted.ip_mode { Mode::Ip } else { Mode::Ethernet },
         secret: wanted.secret.clone(),
@@ -126,7 +126,7 @@ fn offer(interface: &str, wanted: &Memif, faults: FaultAccount) -> Offer {
             log2_ring_size: wanted.log2_ring_size,
             ..Limits::default()
         },
-        faults,
+        memory,
     }
 }
 
@@ -137,7 +137,7 @@ struct Task {
     interface: Arc<str>,
     offer: Rc<RefCell<(u32, Offer)>>,
     /// Of all clients that come here: who reconnects has no new account.
-    faults: FaultAccount,
+    memory: MemoryAccount,
     listener: AsyncFd<Watched<Listener>>,
     busy: Rc<Cell<bool>>,
     /// The last client has cost us dearly.
@@ -154,7 +154,7 @@ impl Task {
                 order = inbox.recv() => match order {
                     Some(Order::Ready) => self.busy.set(live.is_some()),
                     Some(Order::Caps(wanted)) => {
-                        let offer = offer(&self.interface, &wanted, self.faults.clone());
+                        let offer = offer(&self.interface, &wanted, self.memory.clone());
                         *self.offer.borrow_mut() = (wanted.id, offer);
                     }
                     Some(Order::Hold) => self.busy.set(true),

@@ -9,6 +9,8 @@
 //! destination. That spoils this peer's payload and nothing else: every load and store below is
 //! inside the two ranges whatever they hold, and no reference to them exists.
 
+use memif::sigbus;
+
 use super::Op;
 use super::{prefetch_read, prefetch_write};
 
@@ -38,13 +40,37 @@ impl Cpu {
     /// Every op's source is readable and its destination writable.
     #[inline]
     pub(super) unsafe fn run(&mut self, ops: &[Op]) {
+        let contained = sigbus::contained();
         for (at, op) in ops.iter().enumerate() {
+            if sigbus::contained() != contained {
+                // SAFETY: by the caller.
+                unsafe { self.run_carefully(&ops[at..]) };
+                return;
+            }
             if let Some(next) = ops.get(at + AHEAD_OPS) {
                 prefetch_read(next.from);
                 prefetch_write(next.to);
             }
             // SAFETY: by the caller.
             unsafe { self.one(op) };
+        }
+    }
+
+    /// Runs all but those from and to the memory of peers that were caught: its pages may be missing, and
+    /// each would keep us waiting. What would have come from there is zeros.
+    ///
+    /// # Safety
+    /// As for [`Cpu::run`].
+    #[cold]
+    unsafe fn run_carefully(&mut self, ops: &[Op]) {
+        for op in ops.iter().filter(|op| !sigbus::is_spoilt(op.to)) {
+            // SAFETY: by the caller.
+            unsafe {
+                match sigbus::is_spoilt(op.from) {
+                    true => op.to.write_bytes(0, op.len as usize),
+                    false => self.one(op),
+                }
+            }
         }
     }
 

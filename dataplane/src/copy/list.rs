@@ -34,8 +34,6 @@ impl Op {
 #[derive(Debug)]
 pub struct CopyList {
     ops: Vec<Op>,
-    /// It was full once since somebody asked, and ran before its time.
-    overflowed: bool,
     cpu: Cpu,
     dma: Option<Box<Dma>>,
 }
@@ -50,7 +48,7 @@ const LIST_OPS: usize = 256;
 impl Default for CopyList {
     fn default() -> Self {
         let ops = Vec::with_capacity(LIST_OPS);
-        Self { ops, overflowed: false, cpu: Cpu::default(), dma: None }
+        Self { ops, cpu: Cpu::default(), dma: None }
     }
 }
 
@@ -70,7 +68,6 @@ impl CopyList {
         }
         if self.ops.len() == LIST_OPS {
             self.run();
-            self.overflowed = true;
         }
         self.ops.push(Op { from: from.ptr, to: to.ptr, len });
         // SAFETY: `len` is at most the length of either, so both stay inside or one past the end.
@@ -98,16 +95,6 @@ impl CopyList {
         self.ops.clear();
     }
 
-    /// Touches all that planned copies will write, so that its pages' faults happen here and now. False
-    /// when some copies were made before.
-    #[cold]
-    pub fn touch_targets(&mut self) -> bool {
-        for op in &self.ops {
-            Seg { ptr: op.to, len: op.len }.touch();
-        }
-        !std::mem::take(&mut self.overflowed)
-    }
-
     /// Copies and bytes since start, by the CPU.
     pub fn cpu_counts(&self) -> (u64, u64) {
         (self.cpu.copies, self.cpu.bytes)
@@ -128,24 +115,6 @@ impl CopyList {
 mod tests {
     use super::super::tests_seg as seg;
     use super::*;
-
-    #[test]
-    fn a_list_that_ran_before_its_time_says_so() {
-        let (from, mut to) = (vec![1u8; LIST_OPS + 1], vec![0u8; LIST_OPS + 1]);
-        let mut list = CopyList::default();
-        let mut plan = |list: &mut CopyList, bytes: usize| {
-            for at in 0..bytes {
-                // SAFETY: `to` outlives the list's runs.
-                let dst = unsafe { SegMut::new(to.as_mut_ptr().wrapping_add(at), 1) };
-                list.plan(seg(&from[at..=at]), dst);
-            }
-        };
-        plan(&mut list, LIST_OPS);
-        assert!(list.touch_targets());
-        list.run();
-        plan(&mut list, LIST_OPS + 1);
-        assert!(!list.touch_targets() && list.touch_targets());
-    }
 
     #[test]
     fn a_body_of_several_segments_arrives_in_order() {

@@ -85,14 +85,23 @@ impl Burst {
         Some(meta)
     }
 
-    /// Takes in frames of one piece each, with claims that count up from `claim`. A function of its
-    /// own, so that what the loop needs stays in registers.
+    /// Takes in frames of one piece each, with claims that count up from `claim`, until they are
+    /// `spoilt`. A function of its own, so that what the loop needs stays in registers.
     #[inline(never)]
-    pub(super) fn push_singles(&mut self, iface: IfaceId, claim: u32, frames: &[memif::Seg]) {
+    pub(super) fn push_singles(
+        &mut self,
+        iface: IfaceId,
+        claim: u32,
+        frames: &[memif::Seg],
+        spoilt: impl Fn() -> bool,
+    ) {
         let slots = &mut self.slots[self.len..];
         let metas = &mut self.meta[self.len..];
         let count = frames.len().min(slots.len());
         for (((slot, meta), frame), i) in slots.iter_mut().zip(metas).zip(frames).zip(0u32..) {
+            if spoilt() {
+                return;
+            }
             let claim = claim.wrapping_add(i);
             take_in(slot, meta, &mut self.segs, (iface, claim), peer_seg(frame));
         }
@@ -209,8 +218,8 @@ impl Burst {
         (&mut self.slots[rest.clone()], &mut self.meta[rest])
     }
 
-    /// Writes the packets of a run to their places, as far as there are places: heads now, bodies as
-    /// the list runs. Returns the bytes of all. A function of its own, so that what the loop needs
+    /// Writes the packets of a run to their places, as far as there are places and until those are
+    /// `spoilt`: heads now, bodies as the list runs. Returns the bytes of all. A function of its own, so that what the loop needs
     /// stays in registers.
     #[inline(never)]
     pub(super) fn write_run(
@@ -218,10 +227,14 @@ impl Burst {
         run: Range<usize>,
         places: &[memif::SegMut],
         list: &mut CopyList,
+        spoilt: impl Fn() -> bool,
     ) -> u64 {
         let mut bytes = 0;
         let packets = self.slots[run.clone()].iter().zip(&mut self.meta[run]);
         for ((slot, meta), place) in packets.zip(places) {
+            if spoilt() {
+                break;
+            }
             let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end)).unwrap_or(&[]);
             let mut to = peer_seg_mut(place).write(head);
             if meta.seg_count != 0 {

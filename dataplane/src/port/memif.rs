@@ -79,7 +79,7 @@ impl MemifRx {
             for i in 0..frames.len() {
                 self.claims[(first as usize).wrapping_add(i) & mask] = 1;
             }
-            burst.push_singles(iface, first, frames);
+            burst.push_singles(iface, first, frames, || self.queue.poisoned());
         } else {
             for (frame, i) in claimed.frames().iter().zip(0u32..) {
                 let claim = first.wrapping_add(i);
@@ -88,6 +88,10 @@ impl MemifRx {
             }
         }
         burst.put_memif(claimed);
+        if self.queue.poisoned() {
+            // Its frames hold zeros, or will: the next poll says why.
+            burst.clear();
+        }
         match result {
             Ok(_) => Health::Good,
             Err(violation) => self.spoilt(violation),
@@ -149,11 +153,6 @@ impl MemifRx {
         }
     }
 
-    /// Blames page faults of this thread on the peer's memory.
-    pub fn charge_faults(&self, faults: memif::Faults, now: std::time::Instant) {
-        self.queue.charge_faults(faults, now);
-    }
-
     /// What the peer did, for the event.
     pub fn violation(&self) -> Option<Violation> {
         self.violation
@@ -209,7 +208,8 @@ impl MemifTx {
         let lengths = burst.metas(run.clone()).iter().map(Meta::frame_bytes);
         // A violation comes again, and is told, when the first packet is sent alone.
         let count = self.queue.reserve_run(lengths, &mut self.segs).unwrap_or(0);
-        (count, burst.write_run(run, &self.segs.as_slice()[..count], list))
+        let places = &self.segs.as_slice()[..count];
+        (count, burst.write_run(run, places, list, || self.queue.poisoned()))
     }
 
     /// A frame over several slots.
@@ -253,11 +253,6 @@ impl MemifTx {
         Health::Good
     }
 
-    /// Blames page faults of this thread on the peer's memory.
-    pub fn charge_faults(&self, faults: memif::Faults, now: std::time::Instant) {
-        self.queue.charge_faults(faults, now);
-    }
-
     /// Whether it must be flushed again when it gets nothing more to send: the peer may have gone to
     /// sleep just before the last publication.
     #[inline]
@@ -289,7 +284,7 @@ fn push(burst: &mut Burst, iface: IfaceId, claim: u32, frame: &[memif::Seg]) {
 
 /// Whether a peer that did this has cost the worker time, which a new connection would grant anew.
 pub fn costs_time(word: &str) -> bool {
-    [Violation::FaultRate, Violation::SlowSignals].map(violation_word).contains(&word)
+    [Violation::Sigbus, Violation::SlowSignals].map(violation_word).contains(&word)
 }
 
 /// A short name of what a peer did, for counters and events.
@@ -302,7 +297,6 @@ pub fn violation_word(violation: Violation) -> &'static str {
         Violation::Overrun { .. } => "descriptor_overrun",
         Violation::EndlessChain { .. } => "endless_chain",
         Violation::Sigbus => "memory_vanished",
-        Violation::FaultRate => "fault_rate",
         Violation::SlowSignals => "slow_signals",
     }
 }

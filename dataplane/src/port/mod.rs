@@ -185,13 +185,6 @@ impl Rx {
         }
     }
 
-    /// Blames page faults of this thread on the memory that the frames came from, if it is a peer's.
-    pub fn charge_faults(&self, faults: ::memif::Faults, now: std::time::Instant) {
-        if let Rx::Memif(rx) = self {
-            rx.charge_faults(faults, now);
-        }
-    }
-
     /// Frames lost by NIC or kernel since the last call, before they could be polled.
     pub fn take_missed(&mut self) -> u64 {
         match self {
@@ -265,13 +258,6 @@ impl Tx {
             #[cfg(feature = "dpdk")]
             Tx::Eth(tx) => tx.free(),
             Tx::Memif(tx) => tx.free(wanted),
-        }
-    }
-
-    /// Blames page faults of this thread on the memory that frames went to, if it is a peer's.
-    pub fn charge_faults(&self, faults: ::memif::Faults, now: std::time::Instant) {
-        if let Tx::Memif(tx) = self {
-            tx.charge_faults(faults, now);
         }
     }
 

@@ -44,5 +44,12 @@ pub fn write(fd: BorrowedFd<'_>, first: &[u8], second: &[u8], rest: &[Seg]) -> i
     // mapped while its claim is held, and a page that a peer punched out makes the kernel answer
     // EFAULT. The kernel only reads.
     let n = unsafe { libc::writev(fd.as_raw_fd(), pieces.as_ptr(), count as i32) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+    if n >= 0 {
+        return Ok(n as usize);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EFAULT) {
+        rest.iter().for_each(Seg::touch);
+    }
+    Err(error)
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 /// Memory of this process comes from the node of the core that touches it first, and the kernel does
-/// not sample who touches what: its samples are page faults, and those are laid at peers' doors.
+/// not sample who touches what: its samples are page faults, which would make a busy worker wait.
 ///
 /// # Errors
 /// The kernel has no NUMA support: then it does not sample either.

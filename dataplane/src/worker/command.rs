@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
 
-use super::faults::FaultWatch;
 use super::handover::{self, Peer};
 use super::idle::{Idle, Polling};
 use super::{RxEntry, State, Stats, TxEntry, Worker, emit};
@@ -180,7 +179,6 @@ pub fn setup(count: usize, polling: Polling, tables: Tables) -> std::io::Result<
             EventFd::from_value_and_flags(0, flags).map(Arc::new)
         })
         .collect::<Result<_, _>>()?;
-    let alarm = Arc::default();
     let mut peers = handover::mesh(count, &stats, &wakes);
     let mut workers = Vec::new();
     let mut handles = Vec::new();
@@ -209,7 +207,6 @@ pub fn setup(count: usize, polling: Polling, tables: Tables) -> std::io::Result<
                 events: EventSink { reports: report_tx.clone() },
             },
             idle: Idle::new(polling, wakes[id].as_fd())?,
-            faults: FaultWatch::new(Arc::clone(&alarm)),
             now_ns: 0,
             housekept_ns: 0,
             started: std::time::Instant::now(),

@@ -21,7 +21,6 @@ impl State {
         let mut account = Account { rx_pkts: count as u64, ..Account::default() };
         account.rx_bytes = self.decide(tables, iface, verdicts);
         self.clock.lap(TurnStage::Decide);
-        self.faults.begin();
         let mut sinks = Sinks::default();
         self.scratch.lent = 0;
         let mut at = 0;
@@ -34,26 +33,18 @@ impl State {
                     train.clone().for_each(|at| self.decapsulated(tables, at, Fate::Forwarded));
                 }
                 at = train.end;
-                self.charge_sink(tables, Some(sink));
                 continue;
             }
             let end = train.end.max(at + 1);
-            let mut last = None;
             for (at, &verdict) in (at..end).zip(&verdicts[at..end]) {
-                // All queues of an interface are one account: it is settled before another's turn.
-                if last.is_some_and(|(iface, _)| iface != self.burst.meta(at).out) {
-                    self.charge_sink(tables, last.take());
-                }
                 let sent = self.follow(tables, at, verdict, index);
                 let fate = Fate::of(verdict, iface.kind, sent.is_some());
                 account.count(fate);
                 sinks.note(sent);
-                last = sent.or(last);
                 if iface.kind == IfaceKind::Uplink {
                     self.decapsulated(tables, at, fate);
                 }
             }
-            self.charge_sink(tables, last);
             at = end;
         }
         account.flush(&iface.counters[self.id]);

@@ -186,14 +186,8 @@ impl State {
                 coalescer: &mut self.scratch.coalescer,
                 counters: &out.counters[self.id],
             };
-            if self.faults.attributing() {
-                // The source's worker charges the source.
-                packet.body.iter().for_each(Seg::touch);
-                self.faults.begin();
-            }
             let (slot, meta) = (&mut packet.slot, &mut packet.meta);
             transmit(&mut sender, out, packet.queue, slot, meta, &packet.body);
-            self.charge_sink(tables, Some((packet.out, packet.queue)));
         }
         let count = done.len();
         if count > 0 {

@@ -11,7 +11,6 @@
 
 mod command;
 mod emit;
-mod faults;
 mod forward;
 mod handover;
 mod idle;
@@ -30,7 +29,6 @@ use crate::path::IcmpLimiter;
 use crate::port::{BURST_PKTS, BufferPool, Burst, Health, Rx, Tx};
 use crate::table::{IfaceId, Reader, Tables};
 
-use faults::FaultWatch;
 use handover::Peer;
 use idle::Idle;
 use stages::StageClock;
@@ -113,7 +111,6 @@ pub(crate) struct State {
     peers: Vec<Option<Peer>>,
     handle: command::WorkerEnd,
     idle: Idle,
-    faults: FaultWatch,
     now_ns: u64,
     housekept_ns: u64,
     started: Instant,
@@ -167,7 +164,6 @@ impl State {
         self.commands();
         let now = Instant::now();
         self.now_ns = now.duration_since(self.started).as_nanos() as u64;
-        self.faults.look(self.now_ns);
         self.idle.look(now, &mut self.rxs);
         let mut work = 0;
         for index in 0..self.rxs.len() {
@@ -243,14 +239,10 @@ impl State {
         }
         self.clock.start();
         self.burst.clear();
-        self.faults.begin();
         let health = entry.rx.poll(entry.iface, &mut self.burst, &mut self.pool, budget);
         let count = self.burst.len();
         if count == 0 && entry.rx.poll_is_syscall() {
             entry.ready = false;
-        }
-        if self.faults.attributing() {
-            self.charge_source(index);
         }
         self.clock.lap(TurnStage::Claim);
         if count > 0 {

@@ -236,7 +236,7 @@ fn endure(
         }
         let (slices, passed) = (row.attacked.slices.len(), row.attacked.frames());
         let enough = slices >= LEAST_SLICES && passed >= frames;
-        if enough && (row.endured() || attack.stalls && row.rounds > 0) {
+        if enough && row.endured() {
             return row;
         }
         assert!(slices < most, "not endured: {row}");

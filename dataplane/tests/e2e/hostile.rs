@@ -112,12 +112,14 @@ impl World {
         found.expect("the interface")
     }
 
-    /// The listener lets in ten a second: a refusal is no answer yet.
+    /// The listener lets in ten a second, and after some violations none for a second: a refusal is no
+    /// answer yet.
     fn shaken(&self, sealed: bool) -> Rogue {
         wait("the last connection is over", 5.0, || {
             (self.status().link() != api::interface_status::Link::Up).then_some(())
         });
-        let rogue = Rogue::shaken(&self.at().netns, sealed);
+        let netns = &self.at().netns;
+        let rogue = wait("a rogue is let in", 5.0, || Rogue::try_shaken(netns, sealed));
         self.node.wait_up(&self.at().id);
         rogue
     }

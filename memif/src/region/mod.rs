@@ -8,21 +8,23 @@ pub(crate) mod health;
 mod lent;
 
 use crate::error::RegionError;
-use crate::sys::sigbus::Listed;
-use health::{Health, MIXED_PAGES};
+use crate::sys::holes;
+use crate::sys::sigbus::{self, Listed};
+use health::{Health, MemoryAccount};
 pub(crate) use lent::Lent;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::time::{ClockId, clock_gettime};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(feature = "capi")]
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most regions that a connection can have; a descriptor's region number is checked against this
 /// alone, places without a region have size zero.
@@ -133,7 +135,7 @@ impl Region {
             _health: Arc::clone(health),
         };
         if none_free {
-            return Err(RegionError::TableFull(crate::sys::sigbus::CAPACITY));
+            return Err(RegionError::TableFull(sigbus::CAPACITY));
         }
         for advice in [MmapAdvise::MADV_DONTDUMP, MmapAdvise::MADV_DONTFORK] {
             // SAFETY: the range was mapped just now; neither advice changes its contents.
@@ -155,7 +157,7 @@ impl Region {
         let end = start.saturating_add(bytes).next_multiple_of(page_bytes);
         let listed = Listed::new(start, end, page_bytes, Arc::as_ptr(health));
         if listed.is_none() {
-            return Err(RegionError::TableFull(crate::sys::sigbus::CAPACITY));
+            return Err(RegionError::TableFull(sigbus::CAPACITY));
         }
         Ok(Self {
             base: lent.base,
@@ -207,22 +209,18 @@ impl Region {
         self.mapped_bytes
     }
 
-    /// Page size of the file.
-    pub(crate) fn page_bytes(&self) -> usize {
-        self.page_bytes
-    }
-
-    fn pages(&self) -> usize {
-        self.mapped_bytes / self.page_bytes
-    }
-
     /// Has the kernel bring all pages in now, on the thread that shakes hands: a worker would zero
-    /// a huge one for a tenth of a millisecond at its first touch. False where the kernel cannot
-    /// (before Linux 5.14) or has no page left.
-    fn populate(&self) -> bool {
+    /// a huge one for a tenth of a millisecond at its first touch.
+    fn populate(&self) -> Result<(), RegionError> {
         let advice = MmapAdvise::MADV_POPULATE_WRITE;
         // SAFETY: the range is mapped while self lives; the advice leaves its contents alone.
-        unsafe { madvise(self.base.cast(), self.mapped_bytes, advice) }.is_ok()
+        unsafe { madvise(self.base.cast(), self.mapped_bytes, advice) }
+            .map_err(system("madvise(MADV_POPULATE_WRITE)"))
+    }
+
+    /// Has pages that are taken out from now on noticed at the next touch.
+    fn watch(&self) -> Result<(), RegionError> {
+        holes::watch(self.base.as_ptr() as usize, self.mapped_bytes).map_err(RegionError::Unwatched)
     }
 
     /// Address of `bytes` bytes at `offset`, if the region holds them.
@@ -248,6 +246,36 @@ impl Drop for Region {
     }
 }
 
+/// Makes sure that no worker waits for a peer's pages. Where they are sealed against holes, small ones
+/// are left alone (each can be touched first but once, in less time than its bytes take to copy), and
+/// huge ones are brought in now. Where they are not, all are brought in and watched; but a process that
+/// has no handler for SIGBUS trusts its peers.
+///
+/// # Errors
+/// The number of a region, and what is wrong with it.
+pub(crate) fn bring_in(
+    regions: &[Region],
+    sealed: bool,
+    account: &MemoryAccount,
+) -> Result<(), (usize, RegionError)> {
+    if !sealed && !sigbus::installed() {
+        return Ok(());
+    }
+    let waited_for = |r: &Region| !sealed || r.page_bytes > SMALL_PAGE_BYTES;
+    let Some(first) = regions.iter().position(waited_for) else { return Ok(()) };
+    if let Some(wait) = account.wait(Instant::now()) {
+        return Err((first, RegionError::TooOften(wait)));
+    }
+    for (at, region) in regions.iter().enumerate().filter(|(_, region)| waited_for(region)) {
+        let started = thread_time();
+        let populated = region.populate();
+        account.charge(thread_time().saturating_sub(started), Instant::now());
+        let watch = |()| if sealed { Ok(()) } else { region.watch() };
+        populated.and_then(watch).map_err(|error| (at, error))?;
+    }
+    Ok(())
+}
+
 /// Base and size of a region, for the queues' private tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct View {
@@ -264,18 +292,7 @@ pub(crate) struct Regions {
 
 impl Regions {
     pub(crate) fn new(regions: Vec<Region>, health: Arc<Health>) -> Arc<Self> {
-        let regions = Self { regions, health };
-        let pages = regions.regions.iter().map(|r| (r.pages(), r.page_bytes()));
-        regions.health.allow_faults(&pages.collect::<Vec<_>>(), Instant::now());
-        let huge = |r: &Region| r.page_bytes() > SMALL_PAGE_BYTES;
-        if regions.regions.iter().any(huge) {
-            let started = Instant::now();
-            let few = |r: &Region| huge(r) || r.pages() <= MIXED_PAGES;
-            if regions.regions.iter().all(|r| few(r) && r.populate()) {
-                regions.health.populated(started.elapsed());
-            }
-        }
-        Arc::new(regions)
+        Arc::new(Self { regions, health })
     }
 
     pub(crate) fn views(&self) -> [View; MAX_REGIONS] {
@@ -340,6 +357,11 @@ pub(crate) fn page_bytes(file: &OwnedFd) -> Result<u64, RegionError> {
         TMPFS_MAGIC => Ok(4096),
         other => Err(RegionError::FileSystem(u64::try_from(other.0).unwrap_or(0))),
     }
+}
+
+/// Processor time of this thread: what others take of its core is nobody's debt.
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn system(call: &'static str) -> impl Fn(Errno) -> RegionError {

@@ -419,16 +419,11 @@ impl RxQueue {
         self.ring.eventfd.as_fd()
     }
 
-    /// Whether the connection is spoilt: by SIGBUS, by a violation in any queue, by its fault rate.
+    /// Whether the connection is spoilt: by SIGBUS, by a violation in any queue, by slow signals.
     #[inline]
     #[must_use]
     pub fn poisoned(&self) -> bool {
         self.regions.health.poisoned()
-    }
-
-    /// Blames page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
-    pub fn charge_faults(&self, faults: crate::Faults, now: Instant) {
-        self.regions.health.charge_faults(faults, now);
     }
 
     /// Why it is spoilt, see [`crate::Connection::cause`].

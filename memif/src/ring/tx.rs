@@ -12,7 +12,6 @@ use crate::sys::notify::SignalMeter;
 use crate::wire::DESC_FLAG_NEXT;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// The least that an empty buffer must hold: nobody posts less, and a frame must not take
 /// hundreds of slots.
@@ -470,11 +469,6 @@ impl TxQueue {
     #[must_use]
     pub fn poisoned(&self) -> bool {
         self.regions.health.poisoned()
-    }
-
-    /// Blames page faults of this thread on the peer's memory, see [`crate::FaultMeter`].
-    pub fn charge_faults(&self, faults: crate::Faults, now: Instant) {
-        self.regions.health.charge_faults(faults, now);
     }
 
     /// Why it is spoilt, see [`crate::Connection::cause`].

@@ -7,8 +7,10 @@
 use super::listener::Account;
 use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::{CloseReason, RegionError, RingError};
-use crate::region::health::{FaultAccount, Health};
-use crate::region::{Lent, MAX_REGIONS, Region, RegionRules, Regions, seal_against_holes};
+use crate::region::health::{Health, MemoryAccount};
+use crate::region::{
+    Lent, MAX_REGIONS, Region, RegionRules, Regions, bring_in, seal_against_holes,
+};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
@@ -72,8 +74,9 @@ pub struct Offer {
     pub require_sealed: bool,
     /// How much it may ask for.
     pub limits: Limits,
-    /// What its memory has cost so far. Keep one for each interface, for one client after the other.
-    pub faults: FaultAccount,
+    /// What bringing clients' memory in has cost so far. Keep one for each interface, for one client
+    /// after the other.
+    pub memory: MemoryAccount,
 }
 
 impl Default for Offer {
@@ -84,7 +87,7 @@ impl Default for Offer {
             name: String::new(),
             require_sealed: true,
             limits: Limits::default(),
-            faults: FaultAccount::default(),
+            memory: MemoryAccount::default(),
         }
     }
 }
@@ -392,7 +395,7 @@ impl Setup {
             id: init.id,
             peer_name: init.name.to_printable(),
             peer_interface: String::new(),
-            health: Arc::new(Health::of(offer.faults.clone())),
+            health: Arc::default(),
             offer,
             hooks,
             files: Vec::new(),
@@ -511,6 +514,8 @@ impl Setup {
             let sealed = seal_against_holes(&file);
             sealed.map_err(|error| CloseReason::Region { index, error })?;
         }
+        let there = bring_in(&self.regions, self.offer.require_sealed, &self.offer.memory);
+        there.map_err(|(at, error)| CloseReason::Region { index: at as u16, error })?;
         for ring in self.s2m.iter().chain(&self.m2s) {
             ring.zero_indexes();
         }

@@ -1,9 +1,9 @@
 //! SIGBUS containment: a peer that takes its memory away hurts only itself.
 //!
 //! Every mapped region is listed in a fixed table that the handler reads without locks. A fault
-//! inside a listed region puts a private zero page over the faulting one, marks the owner as
-//! poisoned and returns: the interrupted copy goes on with zeros, the worker notices the mark at
-//! its next burst and drops the peer. Any other fault goes to the handler that was there before.
+//! inside a listed region marks the owner as poisoned, puts a page of zeros where one is missing and
+//! returns: the interrupted copy goes on with zeros, the worker notices the mark at its next burst
+//! and drops the peer. Any other fault goes to the handler that was there before.
 //!
 //! The handler is installed by [`install`] alone, never by itself: a library must not change a
 //! process's signals unasked. Without it a vanishing page kills the process, as it does for
@@ -12,6 +12,7 @@
 //! Invariant: a thread that touches a region holds (through its queue) the `Arc` that keeps the
 //! region listed, so the entry which the handler needs cannot change while the handler runs.
 
+use super::holes;
 use crate::region::health::Health;
 use nix::errno::Errno;
 use std::cell::UnsafeCell;
@@ -113,6 +114,26 @@ impl Drop for Listed {
     }
 }
 
+/// Faults contained since start.
+static CONTAINED: AtomicU32 = AtomicU32::new(0);
+
+/// How many faults were contained so far. Whoever touches much memory of peers in one go looks now and
+/// then: when the number has changed, each further touch of a spoilt peer's memory may take as long.
+#[inline]
+#[must_use]
+pub fn contained() -> u32 {
+    CONTAINED.load(Ordering::Relaxed)
+}
+
+/// Whether `address` lies in the memory of a peer whose connection is spoilt. A queue of that connection
+/// must be alive.
+#[must_use]
+pub fn is_spoilt(address: *const u8) -> bool {
+    // SAFETY: listed regions keep their Health alive until they are taken off the list, and the caller's
+    // queue keeps this one listed.
+    lookup(address as usize).is_some_and(|(.., health)| unsafe { (*health).poisoned() })
+}
+
 /// The handler that was there before ours.
 struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
 // SAFETY: written once, before our handler can run, and only read afterwards.
@@ -120,13 +141,15 @@ unsafe impl Sync for Previous {}
 static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::zeroed()));
 static INSTALL: Once = Once::new();
 
-/// Installs the process-wide SIGBUS handler. Calling it again does nothing.
+/// Installs the process-wide SIGBUS handler, and opens the descriptor by which memory that is not sealed
+/// is watched. Calling it again does nothing.
 ///
 /// # Errors
 /// `sigaction` failed.
 pub fn install() -> io::Result<()> {
     let mut result = Ok(());
     INSTALL.call_once(|| {
+        holes::prepare();
         // SAFETY: plain queries and one sigaction with a handler that is async-signal-safe; PREVIOUS
         // is written before the handler is installed and this runs once.
         let rc = unsafe {
@@ -163,26 +186,32 @@ extern "C" fn on_sigbus(
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let owner = (code > 0).then(|| lookup(address)).flatten();
     let contained = owner.is_some_and(|(page, bytes, health)| {
-        // SAFETY: the page lies in a mapping of ours that the faulting thread keeps alive; a private
-        // zero page in its place keeps every pointer into it valid.
-        let new = unsafe {
-            libc::mmap(
-                page as *mut libc::c_void,
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
         // SAFETY: listed regions keep their Health alive until they are taken off the list.
         unsafe { (*health).poison_sigbus() };
-        new != libc::MAP_FAILED
+        CONTAINED.fetch_add(1, Ordering::Relaxed);
+        holes::fill(page, bytes) || cover(page, bytes)
     });
     if !contained {
         chain(signal, info, context);
     }
     errno.set();
+}
+
+/// Puts a private page of zeros over one of a listed region.
+fn cover(page: usize, bytes: usize) -> bool {
+    // SAFETY: the page lies in a mapping of ours that the faulting thread keeps alive; a private zero
+    // page in its place keeps every pointer into it valid.
+    let new = unsafe {
+        libc::mmap(
+            page as *mut libc::c_void,
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    new != libc::MAP_FAILED
 }
 
 fn lookup(address: usize) -> Option<(usize, usize, *const Health)> {

@@ -114,6 +114,18 @@ impl Rogue {
         file: File,
         log2: u8,
     ) -> (Self, Connection) {
+        Self::try_establish(name, listener, answer, file, log2)
+            .unwrap_or_else(|reason| panic!("honest handshake refused: {reason}"))
+    }
+
+    /// The same, where the server may refuse.
+    pub(crate) fn try_establish(
+        name: &str,
+        listener: &mut Listener,
+        answer: &Answer,
+        file: File,
+        log2: u8,
+    ) -> Result<(Self, Connection), CloseReason> {
         let (mut rogue, mut handshake) = Self::connect(name, listener);
         rogue.file = file;
         rogue.write_ring_headers();
@@ -128,8 +140,8 @@ impl Rogue {
             step(&rogue, log2);
             match handshake.on_readable(&|_| answer.clone()) {
                 Progress::Pending => {}
-                Progress::Closed(reason) => panic!("honest handshake refused: {reason}"),
-                Progress::Connected(connection) => return (rogue, connection),
+                Progress::Closed(reason) => return Err(reason),
+                Progress::Connected(connection) => return Ok((rogue, connection)),
             }
         }
         panic!("no connection after CONNECT");

@@ -54,8 +54,6 @@ pub struct Attack {
     pub verdict: Option<&'static str>,
     /// Which memory it works on.
     pub on: Memory,
-    /// Whether it is known to slow bystanders down (docs/memif.md): they lose nothing, and that is all.
-    pub stalls: bool,
 }
 
 /// Of attackers.
@@ -77,7 +75,7 @@ impl Memory {
 }
 
 const fn attack(name: &'static str, step: fn(&mut Attacker) -> bool) -> Attack {
-    Attack { name, step, verdict: None, on: Memory::Any, stalls: false }
+    Attack { name, step, verdict: None, on: Memory::Any }
 }
 
 const fn convicted(
@@ -90,7 +88,7 @@ const fn convicted(
 
 /// Pages can only be taken out of memory that is not sealed.
 const fn holes(name: &'static str, step: fn(&mut Attacker) -> bool) -> Attack {
-    Attack { on: Memory::Unsealed, ..convicted(name, "fault_rate", step) }
+    Attack { on: Memory::Unsealed, ..convicted(name, "memory_vanished", step) }
 }
 
 /// All of them.
@@ -146,7 +144,7 @@ pub const ATTACKS: &[Attack] = &[
     holes("holes in what it receives", |a| a.holes_received(false)),
     holes("huge holes in what it receives", |a| a.holes_received(true)),
     holes("holes under the copy", |a| a.holes_under_the_copy(false)),
-    Attack { stalls: true, ..holes("huge holes under the copy", |a| a.holes_under_the_copy(true)) },
+    holes("huge holes under the copy", |a| a.holes_under_the_copy(true)),
     holes("huge holes now and then", Attacker::holes_now_and_then),
     attack("fresh huge pages with each connection", Attacker::fresh_memory),
     Attack { on: Memory::Sealed, ..attack("holes in sealed memory", Attacker::sealed_holes) },

@@ -1,4 +1,4 @@
-//! Memory whose pages go away: whoever touches them next, the data plane that is, zeroes fresh ones.
+//! Memory whose pages go away: whoever touches them next, the data plane that is, waits and finds none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ const BODY_BYTES: u32 = 2 * 4096;
 /// Zeroing sixteen huge pages takes the worker a few milliseconds.
 const BODIES: u32 = 96;
 const HUGE_BODIES: u32 = 16;
-/// A little longer than workers attribute faults after a first alarm.
+/// So seldom that a rate would not tell.
 const NOW_AND_THEN: Duration = Duration::from_millis(25);
 
 fn bodies(huge: bool) -> fn(bool) -> Option<Bodies> {
@@ -103,7 +103,7 @@ impl Attacker {
         true
     }
 
-    /// All at once, and then nothing until workers have stopped to look for who it was.
+    /// All at once, and then nothing for a while.
     pub(super) fn holes_now_and_then(&mut self) -> bool {
         let Some(mut live) = self.live(bodies(true), Self::lay_out_jumbos) else { return false };
         if live.punched.elapsed() > NOW_AND_THEN {
@@ -116,8 +116,8 @@ impl Attacker {
         self.ended(live)
     }
 
-    /// Each connection has what it may touched, and leaves before it is asked to; so often in a second
-    /// that it is convicted, or not.
+    /// Each connection has what it may touched, and leaves before it is asked to; until its memory is not
+    /// brought in any more.
     pub(super) fn fresh_memory(&mut self) -> bool {
         let Some(rogue) = self.shaken_with(bodies(true)(self.sealed)) else { return false };
         self.lay_out_jumbos(&rogue);

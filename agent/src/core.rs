@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::callers::Callers;
 use crate::catalog::{Snapshot, Source};
+use crate::coordinated::CoordinatedPods;
 use crate::dataplane::{DescriptorKind, Descriptors, Node};
 use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
 use crate::pod::{self, Device, Netns};
@@ -40,6 +41,8 @@ pub struct Core {
     pub journal: Journal,
     /// Who asked for addresses of other plugins' interfaces.
     pub callers: Callers,
+    /// Pods whose routes a chained coordinator wrote.
+    pub coordinated: CoordinatedPods,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
     checked: Mutex<Option<LastCheck>>,
     /// The nodes of the last snapshot that was asked for.
@@ -54,12 +57,14 @@ impl Core {
     /// Reads the journal below the state directory.
     pub fn open(node: String, catalog: Source, state_dir: &Path) -> std::io::Result<Self> {
         let (journal, callers) = (Journal::open(state_dir)?, Callers::open(state_dir)?);
+        let coordinated = CoordinatedPods::open(state_dir)?;
         let attachments = journal.load()?.into_iter().map(|a| (a.key.clone(), a)).collect();
         Ok(Self {
             node,
             catalog,
             journal,
             callers,
+            coordinated,
             attachments: Mutex::new(attachments),
             checked: Mutex::default(),
             nodes: Mutex::default(),

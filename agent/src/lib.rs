@@ -6,6 +6,7 @@ pub mod callers;
 pub mod catalog;
 pub mod cni_server;
 pub mod config;
+pub mod coordinated;
 pub mod core;
 pub mod dataplane;
 pub mod fault;

@@ -6,7 +6,7 @@ mod common;
 use std::process::Command;
 
 use common::chain::{ChainPod, Plugins, node_with_lan};
-use common::{Agent, Netns, run, write};
+use common::{Agent, Netns, eventually, run, write};
 use serde_json::{Value, json};
 
 const POOL: &str = r#"
@@ -149,6 +149,65 @@ fn a_second_interface_answers_on_its_own_link() {
 
     node.plugins.del(&net1, &chain, Some(&result));
     assert_eq!(node.netns.ip(&["route", "show", "table", "500"]), "");
+}
+
+/// The cluster's prefixes change under running pods: `eth0` beside its link to the node, and a second
+/// interface's own table. What else the pods have stays.
+#[test]
+fn running_pods_follow_the_clusters_prefixes() {
+    let mut node = node();
+    let (lone, paired) = (Netns::new(), Netns::new());
+    let eth0 = ChainPod::new("a", &lone, "eth0");
+    let first = ChainPod::new("b", &paired, "eth0");
+    let net1 = ChainPod::new("b", &paired, "net1");
+    let chain = [macvlan(), json!({"type": "coordinator"})];
+    let result = node.plugins.add(&eth0, &chain).result();
+    node.plugins.add(&first, &[ptp(&node)]).result();
+    node.plugins.add(&net1, &chain).result();
+    lone.ip(&["route", "add", "10.150.0.0/16", "via", "10.60.0.1", "dev", "eth0"]);
+    let tables = || {
+        [&lone, &paired]
+            .map(|netns| netns.ip(&["-4", "route", "show", "table", "all"]) + &netns.ip(&["rule"]))
+    };
+    let say = |node: &Node, phase: &str, services: &str| {
+        let text = CLUSTER.replace("Synced", phase).replace("10.96.0.0/12", services);
+        write(&node.agent.catalog, "coordinator.yaml", &text);
+    };
+    let before = tables();
+    let follow = |services: &str| {
+        let expected = before.clone().map(|text| text.replace("10.96.0.0/12", services));
+        let sorted = |text: &String| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        eventually(&format!("the pods follow to {services}"), || {
+            let now = tables();
+            let same = now.iter().map(sorted).eq(expected.iter().map(sorted));
+            same.then_some(())
+        });
+    };
+    assert!(before.iter().all(|text| text.contains("10.96.0.0/12 ")), "{before:?}");
+    say(&node, "Synced", "10.112.0.0/16");
+    follow("10.112.0.0/16");
+
+    // While it does not know, nothing changes; and the agent may be away when it knows again.
+    say(&node, "NotReady", "10.113.0.0/16");
+    let netns = Netns::new();
+    let sentence = node.plugins.add(&ChainPod::new("c", &netns, "eth0"), &chain).refusal();
+    assert!(sentence.contains("NotReady"), "{sentence}");
+    follow("10.112.0.0/16");
+    node.agent.kill();
+    say(&node, "Synced", "10.114.0.0/16");
+    node.agent.start(&[]);
+    follow("10.114.0.0/16");
+
+    // Who is gone is not remembered.
+    let remembered =
+        || std::fs::read_dir(node.agent.dir.join("state/coordinated")).unwrap().count();
+    assert_eq!(remembered(), 2);
+    node.plugins.del(&eth0, &chain, Some(&result));
+    assert_eq!(remembered(), 1);
 }
 
 #[test]

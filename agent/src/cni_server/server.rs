@@ -98,6 +98,7 @@ impl CniServer {
         tokio::spawn(remove::keep_trying(self.clone()));
         tokio::spawn(self.clone().keep_confirming());
         tokio::spawn(refresh::keep(self.clone()));
+        tokio::spawn(coordinator::follow::keep(self.clone()));
         tracing::info!(socket = %self.settings.socket.display(), "serving the CNI plugin");
         loop {
             match listener.accept().await {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use cni::rpc::{CallMode, Command};
 
-use super::server::CniServer;
+use super::server::{CniServer, pod_failure};
 use super::{coordinator, lan, remove};
 use crate::journal::AttachmentKey;
 
@@ -43,9 +43,10 @@ pub(super) async fn replay(server: &CniServer) {
                             }
                         }
                         CallMode::Coordinator => {
-                            let done = coordinator::del(&request, &key);
-                            if let Err(e) = done {
-                                tracing::warn!(attachment = %key, "removed later: {e}");
+                            let done =
+                                coordinator::del(&request, &key).map_err(|e| pod_failure(&e));
+                            if let Err(e) = done.and(coordinator::follow::forget(server, &key)) {
+                                tracing::warn!(attachment = %key, "removed later: {}", e.msg);
                                 continue;
                             }
                         }

@@ -107,7 +107,7 @@ pub struct View {
     pub rules: Vec<Rule>,
     /// Tables that hold routes.
     pub tables: BTreeSet<u32>,
-    /// Routes of ours in other tables than main.
+    /// Routes of ours, without default routes of the main table.
     pub ours: Vec<TableRoute>,
 }
 
@@ -182,7 +182,7 @@ fn note_route(view: &mut View, message: &RouteMessage) {
     let unicast = message.header.kind == RouteType::Unicast && !found.dev.is_empty();
     if table == MAIN_TABLE && found.dst.prefix_len() == 0 && unicast {
         view.defaults.push(found);
-    } else if table != MAIN_TABLE && ours {
+    } else if ours {
         view.ours.push(found);
     }
 }

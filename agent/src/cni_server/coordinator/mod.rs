@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `settings` | the configuration over the SpiderCoordinator `default`; pure |
 //! | `plan` | routes and rules of an interface; pure |
+//! | `follow` | prefixes that change while the pod runs |
 //! | `marks` | connections that came in by the link from the node |
 //!
 //! What is written follows from what is there, so that the same call again changes nothing. A DEL
 //! needs neither the pod's namespace nor the SpiderCoordinator.
 
+pub(super) mod follow;
 mod marks;
 mod plan;
 mod settings;
@@ -29,6 +31,7 @@ use super::ask::{Asker, refused};
 use super::detect::{self, Conflicts, Failed, Taken};
 use super::lan::{self, DEFAULT_ROUTE_NIC};
 use super::server::{CniServer, key_of, pod_failure};
+use crate::coordinated::Coordinated;
 use crate::journal::AttachmentKey;
 use crate::pod::policy::{self, Link, Rule, TableRoute, View};
 use crate::pod::{self, Netns, PodError, Question, Veth};
@@ -46,6 +49,7 @@ pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<
         Command::Del => {
             let key = key_of(request)?;
             let _lock = server.lock(&key.container_id).await;
+            follow::forget(server, &key)?;
             let request = request.clone();
             server.blocking(move || del(&request, &key)).await?.map_err(|e| pod_failure(&e))?;
             Ok(Outcome::Done)
@@ -236,6 +240,14 @@ async fn add(
     };
     let call = Call::new(server, request, key.clone()).await?;
     call.detect(server).await?;
+    if call.settings.mode != Mode::Disabled {
+        let pod = Coordinated {
+            request: request.clone(),
+            netns_inode: call.netns.inode(),
+            through_node: call.settings.through_node.clone(),
+        };
+        follow::remember(server, key, &pod)?;
+    }
     let mac = server.blocking(move || call.apply()).await??;
     let mut result = previous;
     if let Some(mac) = mac {

@@ -38,24 +38,14 @@ impl<'a> FromPod<'a> {
         })
     }
 
-    /// A function of its own, so that what the loop needs stays in registers.
-    #[inline(never)]
-    pub(super) fn forward_run(&mut self, slots: &mut [Slot], metas: &mut [Meta]) -> (usize, u64) {
-        let (mut count, mut bytes) = (0, 0);
-        for (slot, meta) in slots.iter_mut().zip(metas) {
-            let frame_bytes = meta.frame_bytes();
-            if self.forward(slot, meta, frame_bytes).is_none() {
-                break;
-            }
-            count += 1;
-            bytes += u64::from(frame_bytes);
-        }
-        (count, bytes)
-    }
-
     /// Forwards a packet, if that is sure.
     #[inline(always)]
-    fn forward(&mut self, slot: &mut Slot, meta: &mut Meta, frame_bytes: u32) -> Option<()> {
+    pub(super) fn forward(
+        &mut self,
+        slot: &mut Slot,
+        meta: &mut Meta,
+        frame_bytes: u32,
+    ) -> Option<()> {
         let head = slot.0[HEADROOM_BYTES..].first_chunk_mut::<LOOKED_AT>()?;
         let ip = self.usual(head, meta, frame_bytes)?;
         let (id, hop) = self.routes.lookup(self.vrf, ip.dst)?;

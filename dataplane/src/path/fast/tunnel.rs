@@ -47,24 +47,14 @@ impl<'a> FromTunnel<'a> {
         })
     }
 
-    /// A function of its own, so that what the loop needs stays in registers.
-    #[inline(never)]
-    pub(super) fn forward_run(&mut self, slots: &mut [Slot], metas: &mut [Meta]) -> (usize, u64) {
-        let (mut count, mut bytes) = (0, 0);
-        for (slot, meta) in slots.iter_mut().zip(metas) {
-            let frame_bytes = meta.frame_bytes();
-            if self.forward(slot, meta, frame_bytes).is_none() {
-                break;
-            }
-            count += 1;
-            bytes += u64::from(frame_bytes);
-        }
-        (count, bytes)
-    }
-
     /// Forwards a packet, if that is sure.
     #[inline(always)]
-    fn forward(&mut self, slot: &mut Slot, meta: &mut Meta, frame_bytes: u32) -> Option<()> {
+    pub(super) fn forward(
+        &mut self,
+        slot: &mut Slot,
+        meta: &mut Meta,
+        frame_bytes: u32,
+    ) -> Option<()> {
         let head = slot.0[HEADROOM_BYTES..].first_chunk::<LOOKED_AT>()?;
         let usual = usize::from(meta.start) == HEADROOM_BYTES
             && usize::from(meta.end) >= HEADROOM_BYTES + LOOKED_AT

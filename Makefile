@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code attacks fuzz miri defences mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-dma fmt clippy clean
+.PHONY: help deps build test test-code attacks fuzz miri defences mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-pods bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -85,6 +85,7 @@ bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/r
 	@$(DEPS) bench
 	target/release/bowline-bench
 	$(MAKE) bench-ipam
+	$(MAKE) bench-pods
 
 bench-ipam: build ## Addresses per second on a real API server, and what a large cluster costs an agent
 	@$(DEPS) kube
@@ -92,6 +93,11 @@ bench-ipam: build ## Addresses per second on a real API server, and what a large
 	cargo bench -p bowline-bench --bench ipam
 	BOWLINE_STORE_FULL=1 BOWLINE_BENCH_OUT=$(CURDIR)/target/bench BOWLINE_AGENT=$(CURDIR)/target/release/bowline-agent \
 		cargo test -p bowline-agent --test scale -- --test-threads=1
+
+bench-pods: build ## CNI ADD, and pods from creation to Running, beside the reference bridge plugin
+	@$(DEPS) kube
+	deploy/e2e/build.sh cluster
+	cargo bench -p bowline-bench --bench pods
 
 bench-dma: ## Compare the copy engines; DMA="wq0.0" names a work queue of an Intel DSA
 	@$(DEPS) build

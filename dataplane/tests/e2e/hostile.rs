@@ -12,7 +12,7 @@ use memif::wire::{AddRing, Message, Name};
 
 use crate::lab::memif::{Listening, Shape};
 use crate::lab::rogue::{
-    BUFFERS_AT, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, memory, ring,
+    BUFFERS_AT, Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, memory, ring,
 };
 use crate::lab::{Lab, MemifPod, Node, Realm, TapPod, frame, wait};
 
@@ -332,6 +332,34 @@ fn memory_that_goes_away_hurts_only_its_owner() {
         world.send_to_victim(8);
         world.punished("memory that vanished", before);
     }
+    world.finish();
+}
+
+/// The kernel reads what goes to a tap straight from the sender's memory, and finds holes there.
+#[test]
+fn holes_under_a_tap_are_the_senders() {
+    const HEAD_BYTES: usize = 128;
+    let _lab = Lab::new();
+    let mut world = world(false);
+    let tap = TapPod::new(&mut world.node, &Realm::new("blue", 56, 1500), 40);
+    let before = world.status().violations;
+    let (at, bodies) = (world.at(), || Some(Bodies::new(64, false, false)));
+    let rogue =
+        wait("a rogue is let in", 5.0, || Rogue::try_shaken_with(&at.netns, false, bodies()));
+    world.node.wait_up(&at.id);
+    let mut packet = frame::udp((at.ip4(), 1), (tap.ip4(), 2), &[0; 1000]);
+    // Without a sum nobody has to look at the body before the kernel does.
+    packet[26..28].fill(0);
+    let sent = frame::ethernet(at.gateway_mac, at.mac, 0x0800, &packet);
+    rogue.put(BUFFERS_AT.into(), &sent[..HEAD_BYTES]);
+    let head = Descriptor { flags: 1, length: HEAD_BYTES as u32, ..Descriptor::GOOD };
+    let room = rogue.bodies.as_ref().expect("bodies");
+    let body = |n| room.descriptor(n, (sent.len() - HEAD_BYTES) as u32);
+    rogue.describe(S2M_AT, &(0..64).flat_map(|n| [head, body(n)]).collect::<Vec<_>>());
+    room.punch().expect("no seal forbids it");
+    rogue.head(S2M_AT, 128);
+    world.punished("holes under a tap", before);
+    drop(rogue);
     world.finish();
 }
 

@@ -210,12 +210,15 @@ impl Add<'_> {
     /// An older sandbox that has one of these addresses still: its pod was made anew before its DEL
     /// came. The claim is this sandbox's now, and so is the address in the data plane.
     async fn displace(&self, given: &[Given]) {
-        let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
-        let networks: Vec<String> = given.iter().map(|g| self.domain_of(g)).collect();
+        // Of each Network its own: another Network's pod may have the same address.
+        let claimed: Vec<(String, IpAddr)> =
+            given.iter().map(|g| (self.domain_of(g), g.address.addr())).collect();
         let clashes = |attachment: &Attachment| {
             attachment.interfaces.iter().any(|i| {
-                networks.contains(&i.network)
-                    && i.plan.addresses.iter().any(|a| addresses.contains(&a.addr()))
+                let had = i.plan.addresses.iter().map(ipnet::IpNet::addr);
+                claimed
+                    .iter()
+                    .any(|(network, ip)| *network == i.network && had.clone().any(|a| a == *ip))
             })
         };
         for old in self.server.core.attachments() {

@@ -248,3 +248,21 @@ fn every_interface_of_many_carries_at_once() {
     addresses.dedup();
     assert_eq!(addresses.len(), 18, "an address is given to one interface only: {addresses:?}");
 }
+
+/// The pod has an address on one Network that its peer has on another: the peer keeps it, and they talk.
+#[test]
+fn a_peer_may_have_an_address_of_the_pods_own() {
+    let node = Node::new();
+    let (peer, netns) = (Netns::new(), Netns::new());
+    let theirs = node.agent.add(&Pod::new("peer", &peer, "blue", "eth0"));
+    let mut pod = Pod::new("a", &netns, "red", "eth0");
+    pod.annotation = Some(r#"[{"name": "eth1", "network": "blue"}]"#.into());
+    let own = node.agent.add(&pod);
+    for family in 0..2 {
+        let to = address(&theirs, family);
+        assert_eq!(address(&own, family), to, "the pod's own on red");
+        // RFC 6724 section 5 prefers the destination itself as the source, where that is an own address.
+        let from = address(&own, 2 + family);
+        assert!(ping(&netns, &["-I", "eth1", "-I", from, to]), "{from} to {to}");
+    }
+}

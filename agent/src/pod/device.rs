@@ -58,6 +58,7 @@ pub fn make(plan: &InterfacePlan) -> Result<MadeInterface, PodError> {
             }
             if !plan.own_table.is_empty() {
                 put_own_table(&plan.name, &plan.addresses, &plan.own_table)?;
+                accept_local_sources(&plan.name)?;
             }
             Ok(MadeInterface { name: plan.name.clone(), descriptors, kernel_device: "tap" })
         }
@@ -72,6 +73,13 @@ pub fn make(plan: &InterfacePlan) -> Result<MadeInterface, PodError> {
             })
         }
     }
+}
+
+/// Networks may have the same addresses: a peer on this one may have an address that the pod itself has
+/// on another, and the kernel takes packets from an own address for forged unless it is told.
+fn accept_local_sources(name: &str) -> Result<(), PodError> {
+    let path = format!("/proc/sys/net/ipv4/conf/{name}/accept_local");
+    fs::write(&path, "1").map_err(|e| PodError::new(format!("write 1 to {path}"), e))
 }
 
 /// Opens the descriptors of an interface that exists: after a restart of the agent, when the data

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use super::{Agent, eventually};
 
@@ -94,6 +95,15 @@ impl RealDataplane {
 
 impl Drop for RealDataplane {
     fn drop(&mut self) {
+        // One that is killed leaves the namespace of its uplink behind.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        }
+        let over = Instant::now() + super::DEADLINE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < over {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -266,6 +266,15 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // One that is killed leaves the namespace of its uplink behind.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        }
+        let over = Instant::now() + PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < over {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -8,7 +8,9 @@
 //! block from the API server.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bowline_kube::ApiStore;
 use multinet::rules::validate_block;
@@ -18,6 +20,11 @@ use multinet::types::meta::{LabelSelector, Resource};
 
 use super::objects::Objects;
 use super::turns::Turns;
+
+/// After each failed write in a row, the wait for the next try grows by this …
+const PAUSE: Duration = Duration::from_millis(5);
+/// … so many times.
+const MAX_PAUSES: u32 = 10;
 
 /// The API with a memory. Clones share it.
 #[derive(Clone, Debug)]
@@ -37,6 +44,8 @@ struct Known {
     trusted: bool,
     /// But for these, by name: a write of them failed.
     doubtful: BTreeSet<String>,
+    /// So many writes in a row failed.
+    failed: u32,
 }
 
 impl CachedStore {
@@ -91,7 +100,18 @@ impl CachedStore {
     fn doubt(&self, block: &AddressBlock) {
         if let Some(known) = self.watched().get_mut(&block.spec.network) {
             known.doubtful.insert(block.name().to_owned());
+            known.failed = known.failed.saturating_add(1);
         }
+    }
+
+    /// How long to wait before the next try. Agents that race for one block would otherwise all read
+    /// it again at once, and all but one of them for nothing.
+    fn pause(&self, network: &str) -> Duration {
+        let failed = self.watched().get(network).map_or(0, |known| known.failed);
+        let longest = PAUSE.saturating_mul(failed.min(MAX_PAUSES));
+        // Each hasher has keys of its own.
+        let random = RandomState::new().hash_one(failed);
+        longest.mul_f64((random >> 32) as f64 / f64::from(u32::MAX))
     }
 
     fn doubtful(&self, network: &str) -> Vec<String> {
@@ -101,7 +121,11 @@ impl CachedStore {
 
     /// Fetches the blocks that others were faster to write, or of which nobody knows.
     async fn settle_doubts(&self, network: &str) -> Result<(), StoreError> {
-        for name in self.doubtful(network) {
+        let doubtful = self.doubtful(network);
+        if !doubtful.is_empty() {
+            tokio::time::sleep(self.pause(network)).await;
+        }
+        for name in doubtful {
             match self.api.find::<AddressBlock>(&name).await? {
                 Some(block) => self.objects.set(self.reduce(block)),
                 // It was there: what else has gone?
@@ -118,7 +142,12 @@ impl CachedStore {
     fn note<R: Resource>(&self, tried: &R, written: &Result<R, StoreError>) {
         let Some(tried) = as_block(tried) else { return };
         match written.as_ref().map(as_block) {
-            Ok(Some(block)) => self.objects.set(self.reduce(block.clone())),
+            Ok(Some(block)) => {
+                self.objects.set(self.reduce(block.clone()));
+                if let Some(known) = self.watched().get_mut(&block.spec.network) {
+                    known.failed = 0;
+                }
+            }
             Ok(None) => {}
             Err(_) => self.doubt(tried),
         }

@@ -79,6 +79,10 @@ impl Bystanders {
 impl Drop for Bystanders {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its pods' namespaces go with it.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -35,8 +35,12 @@ def programs():
         if message.get("executable") and message["profile"]["test"]:
             folder = os.path.dirname(message["manifest_path"])
             name = f"{os.path.relpath(folder, ROOT)}/{message['target']['name']}"
-            if message["target"]["kind"] == ["bin"]:
-                name += ".bin"
+            kind = message["target"]["kind"][0]
+            if kind != "test":
+                # A library and a program of tests may have one name.
+                name += f".{kind}"
+            if name in found:
+                sys.exit(f"bowline: two test programs are called {name}")
             found[name] = ([message["executable"]], folder)
     return found
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::lab::attack::{ATTACKS, Attack, Attacker};
+use crate::lab::attack::{ATTACKS, Attack, Attacker, Memory};
 use crate::lab::load::{Load, Slice, favour_workers, go_first, stay_on_the_first_core};
 use crate::lab::memif::{Listening, Shape};
 use crate::lab::netns::Netns;
@@ -201,8 +201,11 @@ fn keep(row: &Row) {
     std::fs::write(REPORT, text).expect("the target folder");
 }
 
-fn slice_time(frames: u64) -> Duration {
+fn slice_time(attack: &Attack, frames: u64) -> Duration {
     Duration::from_millis(match frames {
+        // Part of the second for which whoever takes pages out is kept away, after the one touch that it
+        // may delay.
+        frames if frames <= SHORT && attack.on == Memory::Unsealed => 300,
         frames if frames <= SHORT => 60,
         frames if frames < 1_000_000 => 150,
         _ => 500,
@@ -217,7 +220,7 @@ fn endure(
     worker: &Watch,
     frames: u64,
 ) -> Row {
-    let (time, most) = (slice_time(frames), MOST_SLICES.max(frames as usize / 50_000));
+    let (time, most) = (slice_time(attack, frames), MOST_SLICES.max(frames as usize / 50_000));
     let (calm, attacked) = Default::default();
     let mut row = Row { name: attack.name, sealed: attacker.sealed, rounds: 0, calm, attacked };
     for _ in 0..WAITS * most {

@@ -16,5 +16,5 @@ pub mod metrics;
 pub mod node;
 pub mod nodestate;
 pub mod pod;
-mod sys;
+pub mod sys;
 pub mod uninstall;

@@ -1,10 +1,10 @@
-//! The few system calls that no safe crate wraps: the tun driver's ioctls.
+//! The few system calls that no safe crate wraps: the tun driver's ioctls, and what a signal does.
 //!
 //! Invariants: every function works on a descriptor that the caller owns and on plain values; no
 //! pointer outlives its call. Errors are the kernel's own, the caller adds what it was doing.
 #![allow(
     unsafe_code,
-    reason = "the tun driver is configured by ioctls alone, and nix has no wrapper for them"
+    reason = "the tun driver is configured by ioctls alone, for which nix has no wrapper; its wrapper of signal(2) is unsafe"
 )]
 
 use std::ffi::c_ulong;
@@ -88,4 +88,17 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From here on the process ends when nobody reads any more what it prints, as `cat` does before `head`.
+/// Rust programs are started with SIGPIPE ignored and would panic. Sockets do not raise it: the standard
+/// library writes to them with MSG_NOSIGNAL.
+///
+/// # Errors
+/// The kernel's own.
+pub fn end_with_the_reader() -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action runs no code of this process.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
 }

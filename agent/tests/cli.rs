@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -237,6 +238,12 @@ fn get_shows_what_is_there() {
         let rows = node.ask_json(&format!("get {words}")).len();
         assert_eq!(node.ask(&format!("get {words}")).lines().count(), rows + 1, "{words}");
     }
+    // Whoever reads it may leave early, as `head` does.
+    let (gone, nobody_reads) = std::io::pipe().unwrap();
+    drop(gone);
+    let end = node.command("get routes").stdout(nobody_reads).output().unwrap();
+    let complaint = String::from_utf8_lossy(&end.stderr);
+    assert_eq!((end.status.signal(), &*complaint), (Some(libc::SIGPIPE), ""));
     let workers = node.ask_json("get workers");
     assert!(workers[0]["packets"].as_u64().unwrap() > 0, "{workers:?}");
 }

@@ -71,6 +71,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Err(error) = agent::sys::end_with_the_reader() {
+        eprintln!("bowline: SIGPIPE stays ignored: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(&args)),

@@ -299,6 +299,13 @@ fn what_fails_leaves_nothing() {
     let error = node.agent.add_refused(&greedy);
     assert!(error.msg.contains("rxQueues") && error.msg.contains("64"), "{}", error.msg);
 
+    // The node itself, which would get the pod's routes.
+    let mut itself = Pod::new("itself", &netns, "blue", "eth7");
+    itself.netns = "/proc/self/ns/net".into();
+    let error = node.agent.add_refused(&itself);
+    assert_eq!(error.code, code::INVALID_ENVIRONMENT);
+    assert!(error.msg.contains("the node's own network namespace"), "{}", error.msg);
+
     assert_eq!(netns.devices(), ["eth9"]);
     assert_eq!(node.agent.held(), []);
     assert_eq!(node.dataplane.interface_ids(), Vec::<String>::new());

@@ -57,6 +57,13 @@ pub(super) async fn add(
     if let Some(result) = server.answered_before(&key, netns.inode()).await? {
         return Ok(result);
     }
+    if netns.is_own().map_err(|e| pod_failure(&e))? {
+        let msg = format!(
+            "CNI_NETNS \"{}\" is the node's own network namespace: a pod in it has the node's interfaces",
+            request.netns
+        );
+        return Err(CniError::new(code::INVALID_ENVIRONMENT, msg));
+    }
     let core = &server.core;
     let snapshot = server.look().await?;
     let asker = Asker::find(&core.catalog, &snapshot, request, &core.node).await?;

@@ -21,14 +21,12 @@ use super::sysctl;
 use crate::core::{self, Core};
 use crate::dataplane::Dataplane;
 use crate::journal::{AttachedInterface, Attachment, AttachmentKey, Phase};
-use crate::pod::{self, Device, InterfacePlan, Netns, PodError, PodRoute, policy};
+use crate::pod::{self, Device, InterfacePlan, Netns, OWN_NETNS, PodError, PodRoute, policy};
 
 /// The interface's name.
 pub const INTERFACE: &str = "bowline0";
 /// The key's place of a sandbox; no runtime calls a container so.
 const SANDBOX: &str = "bowline.node";
-/// The namespace of this process, which is the node's.
-const OWN_NETNS: &str = "/proc/self/ns/net";
 /// How long the data plane may take.
 const APPLY_WITHIN: Duration = Duration::from_secs(5);
 /// How long the blocks of `default` may take to be known.

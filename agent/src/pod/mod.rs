@@ -28,6 +28,7 @@ pub use link::{
 };
 pub use listener::listen_abstract;
 pub use netns::Netns;
+pub(crate) use netns::OWN_NETNS;
 pub use probe::{Finding, Question, probe};
 pub use veth::{Veth, make_veth, put_address, put_neighbour, remove_veth, tune};
 

@@ -13,6 +13,9 @@ use nix::sched::{CloneFlags, setns};
 
 use super::PodError;
 
+/// The network namespace of this process.
+pub(crate) const OWN_NETNS: &str = "/proc/self/ns/net";
+
 /// A network namespace, held open: it cannot be replaced by another under the same path.
 #[derive(Debug)]
 pub struct Netns {
@@ -33,6 +36,11 @@ impl Netns {
     /// The namespace's identity: paths are reused, inodes of living namespaces are not.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Is it the namespace of this process, that is the node's?
+    pub fn is_own(&self) -> Result<bool, PodError> {
+        Ok(Self::open(Path::new(OWN_NETNS))?.inode == self.inode)
     }
 
     /// For requests that name a namespace by descriptor.

@@ -87,6 +87,35 @@ fn a_bad_document_leaves_its_neighbours_alone() {
 }
 
 #[test]
+fn a_misspelt_field_is_named_and_the_rest_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = "---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: blue-v4, labels: {bowline.dev/network: blue}, selfLink: written by somebody's tool}
+spec:
+  subnet: 10.7.0.0/24
+  gatewy: 10.7.0.1
+status: {whatever: 1}
+";
+    let network = BLUE.replace("vni: 56", "vni: 56\n  mttu: 1400\n  interface: {maxQueus: 2}");
+    write(dir.path(), "blue.yaml", &format!("{network}{pool}"));
+    let snapshot = catalog(dir.path()).look_settled().unwrap();
+    let problems = snapshot.problems().iter();
+    let found: Vec<_> =
+        problems.map(|p| (p.line, p.object.as_str(), p.field.as_str(), p.refused)).collect();
+    let expected = [
+        (7, "Network blue", "spec.mttu", false),
+        (8, "Network blue", "spec.interface.maxQueus", false),
+        (16, "SpiderIPPool blue-v4", "spec.gatewy", false),
+    ];
+    assert_eq!(found, expected, "{:?}", snapshot.problems());
+    let said = snapshot.problems()[0].to_string();
+    assert!(said.contains("blue.yaml:7: Network blue: spec.mttu: is no field"), "{said}");
+    assert_eq!(snapshot.get::<Network>(None, "blue").unwrap().spec.vni, Some(56));
+}
+
+#[test]
 fn a_file_that_is_being_written_is_taken_when_it_is_whole() {
     use std::io::Write;
     let dir = tempfile::tempdir().unwrap();
@@ -114,6 +143,13 @@ fn of_two_definitions_the_one_in_force_stays() {
     let snapshot = catalog.look_settled().unwrap();
     assert_eq!(vni(&catalog, "blue"), Some(56));
     assert!(snapshot.problems()[0].to_string().contains("z.yaml"), "{}", snapshot.problems()[0]);
+    // In one file as well: the second one is named by its line.
+    write(dir.path(), "z.yaml", &format!("{BLUE}---\n{}", BLUE.replace("56", "62")));
+    std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+    let snapshot = catalog.look_settled().unwrap();
+    let [problem] = snapshot.problems() else { panic!("{:?}", snapshot.problems()) };
+    assert_eq!((problem.line, problem.object.as_str()), (9, "Network blue"), "{problem}");
+    assert_eq!(vni(&catalog, "blue"), Some(56));
 }
 
 #[test]

@@ -11,6 +11,10 @@ use multinet::types::subnet::SpiderSubnet;
 
 /// Kinds that can be wrong in themselves.
 pub(crate) trait Checked {
+    /// Whether people write it and every field is known here: another one is misspelt. Agents of a newer
+    /// version may write fields into theirs, and of Kubernetes' own kinds only what is needed is read.
+    const ALL_FIELDS_KNOWN: bool = false;
+
     /// What is wrong with the object; errors refuse it.
     fn check(&self) -> Vec<Problem>;
 
@@ -22,6 +26,8 @@ pub(crate) trait Checked {
 }
 
 impl Checked for Network {
+    const ALL_FIELDS_KNOWN: bool = true;
+
     fn check(&self) -> Vec<Problem> {
         let mut problems = rules::validate_network(self);
         if self.spec.encapsulation == Encapsulation::Vxlan && self.vni().is_none() {
@@ -45,18 +51,24 @@ impl Checked for Network {
 }
 
 impl Checked for SpiderIPPool {
+    const ALL_FIELDS_KNOWN: bool = true;
+
     fn check(&self) -> Vec<Problem> {
         rules::validate_pool(self)
     }
 }
 
 impl Checked for SpiderSubnet {
+    const ALL_FIELDS_KNOWN: bool = true;
+
     fn check(&self) -> Vec<Problem> {
         rules::validate_subnet(self)
     }
 }
 
 impl Checked for SpiderReservedIP {
+    const ALL_FIELDS_KNOWN: bool = true;
+
     fn check(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         rules::check_reserved(self, &mut problems);
@@ -65,6 +77,8 @@ impl Checked for SpiderReservedIP {
 }
 
 impl Checked for SpiderCoordinator {
+    const ALL_FIELDS_KNOWN: bool = true;
+
     fn check(&self) -> Vec<Problem> {
         rules::validate_coordinator(self)
     }

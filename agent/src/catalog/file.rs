@@ -80,6 +80,8 @@ impl fmt::Display for Key {
 pub(crate) struct Document {
     pub(crate) key: Key,
     pub(crate) object: AnyObject,
+    /// Where in the file it begins, from 1.
+    pub(crate) line: usize,
     /// What cannot change while the object is in use.
     pub(crate) fixed: Vec<Fixed>,
 }
@@ -293,12 +295,19 @@ impl Place<'_> {
         }
     }
 
+    fn ignored<R: Resource>(&self, object: &str, field: &str) -> FileProblem {
+        let message = format!("is no field of a {} and is ignored: is it spelt right?", R::KIND);
+        FileProblem { refused: false, ..self.problem(object, field, message) }
+    }
+
     /// The line of a field in block style: each key of the path is looked for below the line of the
-    /// key before it. Where the text is written otherwise, the document's first line.
+    /// key before it, whatever its place in a list. Where the text is written otherwise, the document's
+    /// first line.
     fn line_of(&self, field: &str) -> usize {
         let mut line = self.start;
         let lines: Vec<&str> = self.text.lines().collect();
-        for key in field.split('.').filter(|key| !key.is_empty()) {
+        let is_place = |key: &str| key.bytes().all(|byte| byte.is_ascii_digit());
+        for key in field.split('.').filter(|key| !is_place(key)) {
             let key = key.split('[').next().unwrap_or(key);
             let below = lines.iter().enumerate().skip(line.saturating_sub(1));
             let found = below.take_while(|(at, text)| *at + 1 == line || !text.starts_with("---"));
@@ -345,6 +354,10 @@ fn read_as<R: Resource + check::Checked>(
     name: &str,
     body: serde_yaml_ng::Deserializer<'_>,
 ) -> ReadDocument {
+    let mut unknown = Vec::new();
+    // An optional part is written as a question mark.
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path.to_string().replace(".?", ""));
+    let body = serde_ignored::Deserializer::new(body, &mut note);
     let mut object: R =
         serde_path_to_error::deserialize(body).map_err(|e| vec![place.decode_problem(name, &e)])?;
     if object.meta().name.is_empty() {
@@ -359,20 +372,24 @@ fn read_as<R: Resource + check::Checked>(
         return Err(vec![place.problem(name, "", e.to_string())]);
     }
     let found = object.check();
-    let problems: Vec<_> = found
-        .iter()
-        .map(|p| FileProblem {
-            refused: p.is_error(),
-            ..place.problem(name, &p.field, message_of(p))
-        })
-        .collect();
+    let wrong = found.iter().map(|p| FileProblem {
+        refused: p.is_error(),
+        ..place.problem(name, &p.field, message_of(p))
+    });
+    // What is in the status, or in metadata of Kubernetes, is nobody's mistake.
+    let misspelt = unknown.iter().filter(|path| {
+        R::ALL_FIELDS_KNOWN && !path.starts_with("metadata.") && !path.starts_with("status")
+    });
+    let problems: Vec<_> =
+        wrong.chain(misspelt.map(|path| place.ignored::<R>(name, path))).collect();
     if problems.iter().any(|p| p.refused) {
         return Err(problems);
     }
     let key = Key::of::<R>(object.meta());
     let fixed = object.fixed_in_use().into_iter();
     let fixed = fixed.map(|(field, value)| Fixed { field, value, line: place.line_of(field) });
-    Ok((Document { key, fixed: fixed.collect(), object: Arc::new(object) }, problems))
+    let fixed = fixed.collect();
+    Ok((Document { key, line: place.start, fixed, object: Arc::new(object) }, problems))
 }
 
 fn message_of(problem: &multinet::rules::Problem) -> String {

@@ -117,40 +117,38 @@ impl Snapshot {
                 old.iter().filter(|o| documents.iter().all(|d| d.key != o.key)).cloned().collect();
             documents.extend(kept);
         }
-        Some(Held { stamp: Some(stamp), documents, problems: content.problems.clone() })
+        let problems = content.problems.iter().cloned();
+        let problems = problems.map(|p| FileProblem { file: path.to_owned(), ..p }).collect();
+        Some(Held { stamp: Some(stamp), documents, problems })
     }
 
     /// Fills the index. Of an object that two files define, the one in force stays.
     fn index(&mut self, before: &Self) {
-        let mut holders: BTreeMap<Key, (PathBuf, AnyObject)> = BTreeMap::new();
+        let mut holders: BTreeMap<Key, (PathBuf, Document)> = BTreeMap::new();
         let mut paths: Vec<_> = self.files.keys().cloned().collect();
         paths.sort();
         for path in paths {
             let held = &self.files[&path];
             self.problems.extend(held.problems.iter().cloned());
             for document in &held.documents {
-                match holders.get(&document.key) {
-                    None => {
-                        holders
-                            .insert(document.key.clone(), (path.clone(), document.object.clone()));
-                    }
-                    Some((first, _)) => {
-                        let keeps_second = before.holds(&path, &document.key)
-                            && !before.holds(first, &document.key);
-                        let loser = if keeps_second { first.clone() } else { path.clone() };
-                        let winner = if keeps_second { path.clone() } else { first.clone() };
-                        self.problems.push(duplicate(&document.key, &loser, &winner));
-                        if keeps_second {
-                            let entry = (path.clone(), document.object.clone());
-                            holders.insert(document.key.clone(), entry);
-                        }
-                    }
+                let key = &document.key;
+                let second = (path.clone(), document.clone());
+                let Some(first) = holders.get(key) else {
+                    holders.insert(key.clone(), second);
+                    continue;
+                };
+                let keeps_second = before.holds(&path, key) && !before.holds(&first.0, key);
+                if keeps_second {
+                    self.problems.push(duplicate(first, &path));
+                    holders.insert(key.clone(), second);
+                } else {
+                    self.problems.push(duplicate(&second, &first.0));
                 }
             }
         }
         let mut by_kind: BTreeMap<&'static str, BTreeMap<Key, AnyObject>> = BTreeMap::new();
-        for (key, (_, object)) in holders {
-            by_kind.entry(key.kind).or_default().insert(key, object);
+        for (key, (_, document)) in holders {
+            by_kind.entry(key.kind).or_default().insert(key, document.object);
         }
         self.objects = by_kind.into_iter().map(|(kind, objects)| (kind, objects.into())).collect();
     }
@@ -264,11 +262,11 @@ fn unreadable(path: &Path, before: Option<&Held>, error: &io::Error) -> Held {
     }
 }
 
-fn duplicate(key: &Key, loser: &Path, winner: &Path) -> FileProblem {
+fn duplicate((loser, document): &(PathBuf, Document), winner: &Path) -> FileProblem {
     FileProblem {
         file: loser.to_owned(),
-        line: 0,
-        object: key.to_string(),
+        line: document.line,
+        object: document.key.to_string(),
         field: String::new(),
         message: format!("is defined in {} already; remove one of the two", winner.display()),
         refused: true,

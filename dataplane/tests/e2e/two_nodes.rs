@@ -1,6 +1,9 @@
 //! Two data planes on a cable: TCP, order, isolation across it.
 
+use std::net::IpAddr;
+
 use crate::lab::memif::Shape;
+use crate::lab::node::drops;
 use crate::lab::{End, Lab, MemifPod, Pair, Pump, Realm, TapPod, frame, iperf, iperf_bps};
 
 fn blue(mtu: u32) -> Realm {
@@ -126,50 +129,110 @@ fn twins_on_two_nodes_never_see_each_others_packets() {
     [1, 2].into_iter().for_each(twins_on_two_nodes);
 }
 
-fn twins_on_two_nodes(workers: u32) {
-    let realms = [Realm::new("blue", 56, 1450), Realm::new("red", 57, 1450)];
-    let mut pair = Pair::new("packet", 1500, false, workers, &realms);
-    let mut taps = Vec::new();
-    let mut ends: Vec<(usize, u16, Box<dyn End>)> = Vec::new();
-    for (side, realm) in realms.iter().enumerate() {
-        for (at, tap, memif) in [(0, 10, 20), (1, 11, 21)] {
-            let pod = TapPod::new(&mut pair.nodes[at], realm, tap);
-            ends.push((side, tap, Box::new(pod.raw())));
-            taps.push(pod);
-            ends.push((side, memif, Box::new(MemifPod::new(&mut pair.nodes[at], realm, memif))));
-            pair.lead(1 - at, realm.name, tap);
-            pair.lead(1 - at, realm.name, memif);
+/// Two Networks with the same addresses on both nodes: taps 10 and 11, memifs 20 and 21 in each.
+struct Twins {
+    realms: [Realm; 2],
+    pair: Pair,
+    /// The Network's place in `realms`, the pod's number, the pod.
+    ends: Vec<(usize, u16, Box<dyn End>)>,
+    _taps: Vec<TapPod>,
+}
+
+impl Twins {
+    fn new(workers: u32) -> Self {
+        let realms = [Realm::new("blue", 56, 1450), Realm::new("red", 57, 1450)];
+        let mut pair = Pair::new("packet", 1500, false, workers, &realms);
+        let (mut taps, mut ends): (Vec<_>, Vec<(_, _, Box<dyn End>)>) = (vec![], vec![]);
+        for (side, realm) in realms.iter().enumerate() {
+            for (at, tap, memif) in [(0, 10, 20), (1, 11, 21)] {
+                let pod = TapPod::new(&mut pair.nodes[at], realm, tap);
+                ends.push((side, tap, Box::new(pod.raw())));
+                taps.push(pod);
+                let pod = MemifPod::new(&mut pair.nodes[at], realm, memif);
+                ends.push((side, memif, Box::new(pod)));
+                pair.lead(1 - at, realm.name, tap);
+                pair.lead(1 - at, realm.name, memif);
+            }
         }
+        Self { realms, pair, ends, _taps: taps }
     }
-    fn end(ends: &mut [(usize, u16, Box<dyn End>)], side: usize, n: u16) -> &mut dyn End {
-        &mut *ends.iter_mut().find(|(s, m, _)| (*s, *m) == (side, n)).expect("a pod").2
+
+    fn end(&mut self, side: usize, n: u16) -> &mut dyn End {
+        &mut *self.ends.iter_mut().find(|(s, m, _)| (*s, *m) == (side, n)).expect("a pod").2
     }
+
+    /// Sends a marked packet from a pod, in the name of `src`.
+    fn send(&mut self, side: usize, from: u16, (src, dst): (IpAddr, IpAddr), mark: &str) {
+        let packet = frame::udp((src, 1), (dst, 2), mark.as_bytes());
+        let (gateway, own) = (self.realms[side].gateway_mac(), crate::lab::pod::mac(from));
+        let frame = frame::ethernet(gateway, own, frame::ether_type(src), &packet);
+        self.end(side, from).inject(&frame);
+    }
+
+    /// Whether a pod of a Network has got such a frame, of those that nobody took yet.
+    fn anybody_has(&mut self, side: usize, mark: &str) -> bool {
+        let of_side = self.ends.iter_mut().filter(|(s, ..)| *s == side);
+        of_side.flat_map(|(.., end)| end.take()).any(|f| frame::contains(&f, mark.as_bytes()))
+    }
+}
+
+fn twins_on_two_nodes(workers: u32) {
+    let mut twins = Twins::new(workers);
     for (from, to) in [10, 20].into_iter().flat_map(|from| [11, 21].map(|to| (from, to))) {
         for (from, to) in [(from, to), (to, from)] {
-            let mark = |side: usize| format!("{} {from}>{to}", realms[side].name);
-            for (side, realm) in realms.iter().enumerate() {
-                for (src, dst) in
-                    [(Realm::ip4(from), Realm::ip4(to)), (Realm::ip6(from), Realm::ip6(to))]
-                {
-                    let packet = frame::udp((src, 1), (dst, 2), mark(side).as_bytes());
-                    let kind = frame::ether_type(src);
-                    let own = crate::lab::pod::mac(from);
-                    let frame = frame::ethernet(realm.gateway_mac(), own, kind, &packet);
-                    for _ in 0..5 {
-                        end(&mut ends, side, from).inject(&frame);
-                    }
+            let mark = |side: usize| format!("{} {from}>{to}", ["blue", "red"][side]);
+            for (side, v6) in [(0, false), (0, true), (1, false), (1, true)] {
+                let ip = |n| if v6 { Realm::ip6(n) } else { Realm::ip4(n) };
+                for _ in 0..5 {
+                    twins.send(side, from, (ip(from), ip(to)), &mark(side));
                 }
             }
             for side in [0, 1] {
-                let seen = end(&mut ends, side, to).wait_marked(mark(side).as_bytes(), 10);
-                assert_eq!(seen.len(), 10);
-            }
-            for (side, n, end) in &mut ends {
-                let foreign = mark(1 - *side);
-                let leaked = end.take().iter().any(|f| frame::contains(f, foreign.as_bytes()));
-                assert!(!leaked, "`{foreign}` at {n} of {}", realms[*side].name);
+                let (own, others) = twins.end(side, to).gather(mark(side).as_bytes(), 10);
+                assert_eq!(own.len(), 10);
+                let foreign = mark(1 - side);
+                let leaked = others.iter().any(|f| frame::contains(f, foreign.as_bytes()));
+                assert!(!leaked && !twins.anybody_has(side, &foreign), "`{foreign}` in {side}");
             }
         }
+    }
+}
+
+/// Whoever borrows an address of the other node's pods, or of its tunnel end, gets nowhere.
+#[test]
+fn spoofed_sources_do_not_cross_nodes() {
+    let _lab = Lab::new();
+    [1, 2].into_iter().for_each(spoofed_across);
+}
+
+fn spoofed_across(workers: u32) {
+    let mut twins = Twins::new(workers);
+    let far4 = "192.0.2.2".parse().expect("an address");
+    for (from, to) in [10, 20].into_iter().flat_map(|from| [11, 21].map(|to| (from, to))) {
+        let lies = [
+            (Realm::ip4(11), Realm::ip4(to)),
+            (Realm::ip4(99), Realm::ip4(to)),
+            (far4, Realm::ip4(to)),
+            (Realm::ip6(21), Realm::ip6(to)),
+            (Realm::ip6(99), Realm::ip6(to)),
+        ];
+        let dropped = |twins: &Twins| {
+            let node = twins.pair.nodes[0].counters().node.expect("an account");
+            drops(&node, "spoofed_source")
+        };
+        let before = dropped(&twins);
+        for pair in lies {
+            twins.send(0, from, pair, "spoofed");
+        }
+        // The control, behind them on the same way.
+        let honest = format!("honest {from}>{to}");
+        twins.send(0, from, (Realm::ip4(from), Realm::ip4(to)), &honest);
+        let (_, others) = twins.end(0, to).gather(honest.as_bytes(), 1);
+        assert!(others.iter().all(|f| !frame::contains(f, b"spoofed")), "{from}>{to}");
+        for side in [0, 1] {
+            assert!(!twins.anybody_has(side, "spoofed"), "{from}>{to}");
+        }
+        assert_eq!(dropped(&twins), before + lies.len() as u64, "{from}>{to}");
     }
 }
 

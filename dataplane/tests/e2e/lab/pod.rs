@@ -53,12 +53,20 @@ pub trait End {
 
     /// Waits for frames with the mark in them, until there are `count`.
     fn wait_marked(&mut self, mark: &[u8], count: usize) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
+        self.gather(mark, count).0
+    }
+
+    /// The same, and whatever else came in the meantime: for tests in which it must not have come.
+    fn gather(&mut self, mark: &[u8], count: usize) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         super::wait(&format!("{count} frames marked {mark:?}"), 5.0, || {
-            found.extend(self.take().into_iter().filter(|f| super::frame::contains(f, mark)));
+            let (marked, rest): (Vec<_>, Vec<_>) =
+                self.take().into_iter().partition(|f| super::frame::contains(f, mark));
+            found.extend(marked);
+            others.extend(rest);
             (found.len() >= count).then_some(())
         });
-        found
+        (found, others)
     }
 }
 

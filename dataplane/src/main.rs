@@ -66,20 +66,39 @@ struct Args {
     /// What is logged, e.g. info or dataplane=debug. Default: $BOWLINE_LOG, or info.
     #[arg(long)]
     log: Option<String>,
+    /// Form of the log. Default: text on a terminal, JSON otherwise.
+    #[arg(long, value_enum, value_name = "FORM")]
+    log_format: Option<LogFormat>,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+fn start_log(args: &Args) -> anyhow::Result<()> {
     let log = args.log.clone().or_else(|| std::env::var("BOWLINE_LOG").ok());
     let log = log.unwrap_or_else(|| "info".into());
     let filter = EnvFilter::try_new(&log)
         .with_context(|| format!("--log {log}: not a filter; try info or dataplane=debug"))?;
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr)
-        .init();
+    let terminal = std::io::stderr().is_terminal();
+    let format =
+        args.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(terminal).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    start_log(&args)?;
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the data plane must run as root: it opens taps and NICs (try sudo)"

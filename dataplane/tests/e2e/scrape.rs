@@ -1,4 +1,4 @@
-//! What a monitoring system reads over HTTP.
+//! What a monitoring system reads: metrics over HTTP, and the log.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -71,4 +71,22 @@ fn drops_are_scraped_by_interface_network_and_reason() {
     let received = ["network=\"blue\"", "fate=\"rx\""];
     assert_eq!(values(&text, "bowline_interface_packets_total", &received), [account.rx_pkts]);
     assert_eq!(get(&node, "/").0, "HTTP/1.1 404 Not Found");
+}
+
+#[test]
+fn where_no_person_reads_the_log_has_an_object_in_each_line() {
+    let _lab = Lab::new();
+    let node = Node::local(1);
+    let text = node.process.borrow().output();
+    let objects = text.lines().map(serde_json::from_str::<serde_json::Value>);
+    let objects = objects.collect::<Result<Vec<_>, _>>().unwrap_or_else(|e| panic!("{e}: {text}"));
+    let ready = objects.iter().find(|o| o["message"] == "the data plane is ready");
+    let ready = ready.unwrap_or_else(|| panic!("not said: {text}"));
+    assert_eq!(ready["level"], "INFO");
+    assert!(ready["timestamp"].is_string() && ready["socket"].is_string(), "{ready}");
+    // A person may ask for text.
+    let more = ["--log-format", "text"].map(str::to_owned).to_vec();
+    let node = Node::start(Netns::new("node"), Start { more, ..Start::default() });
+    let text = node.process.borrow().output();
+    assert!(text.contains("INFO") && !text.contains('{'), "{text}");
 }

@@ -1,6 +1,6 @@
 //! Pieces of memory to copy from and to.
 
-use super::{cpu, prefetch_read, prefetch_write};
+use super::cpu;
 
 /// Bytes of a body to read.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +79,6 @@ impl Seg {
             unsafe { self.ptr.add(at).read_volatile() };
         }
     }
-
-    /// Asks for the first cache line.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch_read(self.ptr);
-    }
 }
 
 /// Memory of a sink to write.
@@ -121,12 +115,6 @@ impl SegMut {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// Asks for the first cache line, to be written.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch_write(self.ptr);
     }
 
     /// Copies private bytes to the front; returns the rest of the destination.

@@ -282,6 +282,10 @@ fn full_fence() {
     std::sync::atomic::fence(Ordering::SeqCst);
 }
 
+/// A cache line. Of a frame the first two are fetched ahead: its headers lie there, and a line that is
+/// asked for only when it is read comes from the other core while everything waits.
+pub(crate) const LINE_BYTES: usize = 64;
+
 /// Hints that a line will be read soon. No effect on correctness, legal on any address.
 #[inline]
 pub(crate) fn prefetch_read(pointer: *const u8) {

@@ -6,7 +6,7 @@
 
 use super::burst::{MAX_RX_SEGS, RxBurst, RxFrame, Seg};
 use super::own::{OwnBuffers, Slot};
-use super::{Ring, Role, Snapshot, prefetch_read};
+use super::{LINE_BYTES, Ring, Role, Snapshot, prefetch_read};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::wire::DESC_FLAG_NEXT;
@@ -214,7 +214,10 @@ impl RxQueue {
                 return Ok((spare.keep(), Some(d)));
             }
             let seg = self.resolve::<SERVER>(slot, d)?;
-            prefetch_read(seg.pointer);
+            seg.prefetch(0);
+            if seg.len() > LINE_BYTES {
+                seg.prefetch(LINE_BYTES);
+            }
             spare.push(seg);
         }
         Ok((spare.keep(), None))

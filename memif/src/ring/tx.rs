@@ -5,7 +5,7 @@
 
 use super::burst::{MAX_TX_SEGS, SegMut, TxSegs};
 use super::own::OwnBuffers;
-use super::{Ring, Role, Snapshot, prefetch_write};
+use super::{LINE_BYTES, Ring, Role, Snapshot, prefetch_write};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::sys::notify::SignalMeter;
@@ -223,9 +223,13 @@ impl TxQueue {
             if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
                 return Ok(None);
             }
-            prefetch_write(buffer.pointer);
+            let place = SegMut { pointer: buffer.pointer, len_bytes };
+            place.prefetch(0);
+            if place.len() > LINE_BYTES {
+                place.prefetch(LINE_BYTES);
+            }
             self.fill_as::<SERVER>(slot, 0, region, len_bytes);
-            Ok(Some(SegMut { pointer: buffer.pointer, len_bytes }))
+            Ok(Some(place))
         })
     }
 

@@ -20,15 +20,6 @@ use crate::worker::Report;
 /// How long a call waits for queues to come back. They come back later in any case.
 const DETACH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A peer that has cost a worker time is let in again later, so that it cannot have a new account at
-/// once. An honest one that was convicted by accident is back by then.
-fn rest_after(health: Health) -> Duration {
-    match health {
-        Health::Violation(word) if costs_time(word) => Duration::from_secs(1),
-        _ => Duration::ZERO,
-    }
-}
-
 impl Control {
     /// Puts a state in force: when this returns, every worker forwards by it, or nothing changed.
     pub(super) async fn apply(
@@ -267,7 +258,8 @@ impl Control {
             Health::Gone => "the device is gone; offer its descriptors again".into(),
         };
         if let Some(server) = &port.memif {
-            server.order(Order::Close(rest_after(health)));
+            let costly = matches!(health, Health::Violation(word) if costs_time(word));
+            server.order(Order::Close { costly });
         } else {
             self.descriptors.forget(&name);
         }
@@ -439,7 +431,7 @@ impl Control {
         if port.live || self.workers.is_leaving(id) {
             // An old connection's queues are still out: this client tries again.
             if let Some(server) = &port.memif {
-                server.order(Order::Close(Duration::ZERO));
+                server.order(Order::Close { costly: false });
             }
             return;
         }

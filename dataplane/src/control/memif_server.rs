@@ -33,8 +33,11 @@ pub enum Order {
     Ready,
     /// The queues of an earlier connection are still out: keep clients waiting until `Ready`.
     Hold,
-    /// Disconnect the client, and keep the next ones waiting for so long.
-    Close(Duration),
+    /// Disconnect the client. One that was `costly` to a worker has the next ones wait, see [`Rest`].
+    Close {
+        /// Whether it was.
+        costly: bool,
+    },
     /// Other caps, for the next client.
     Caps(Memif),
 }
@@ -95,7 +98,7 @@ impl Server {
             interface,
             listener,
             busy: Rc::default(),
-            rests_until: Rc::new(Cell::new(Instant::now())),
+            rest: Rc::default(),
             ask,
         };
         Ok(Self { serial, orders, task: tokio::task::spawn_local(task.run(inbox)) })
@@ -130,6 +133,33 @@ fn offer(interface: &str, wanted: &Memif, memory: MemoryAccount) -> Offer {
     }
 }
 
+/// How long clients wait after one that has cost a worker time, so that none costs more than a small part
+/// of it. An honest one that was convicted by accident is back after a second; who does it again and again
+/// waits twice as long each time.
+#[derive(Debug, Default)]
+struct Rest {
+    /// The last conviction, and the wait that followed.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Rest {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(64);
+    /// Of good conduct, after which the next wait is the first again.
+    const FORGIVEN_AFTER: Duration = Duration::from_secs(600);
+
+    fn sentence(&mut self, now: Instant) {
+        let again =
+            self.last.filter(|(since, _)| now.duration_since(*since) < Self::FORGIVEN_AFTER);
+        let wait = again.map_or(Self::FIRST, |(_, wait)| (wait * 2).min(Self::LONGEST));
+        self.last = Some((now, wait));
+    }
+
+    fn holds(&self, now: Instant) -> bool {
+        self.last.is_some_and(|(since, wait)| now.duration_since(since) < wait)
+    }
+}
+
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 struct Task {
@@ -140,8 +170,7 @@ struct Task {
     memory: MemoryAccount,
     listener: AsyncFd<Watched<Listener>>,
     busy: Rc<Cell<bool>>,
-    /// The last client has cost us dearly.
-    rests_until: Rc<Cell<Instant>>,
+    rest: Rc<RefCell<Rest>>,
     ask: mpsc::Sender<Ask>,
 }
 
@@ -158,9 +187,11 @@ impl Task {
                         *self.offer.borrow_mut() = (wanted.id, offer);
                     }
                     Some(Order::Hold) => self.busy.set(true),
-                    Some(Order::Close(rest)) => {
+                    Some(Order::Close { costly }) => {
                         drop(live.take());
-                        self.rests_until.set(Instant::now() + rest);
+                        if costly {
+                            self.rest.borrow_mut().sentence(Instant::now());
+                        }
                     }
                     None => return,
                 },
@@ -187,7 +218,7 @@ impl Task {
     /// Sees one handshake through. Nothing of the client's is trusted before it is over.
     fn shake(&self, handshake: Handshake) -> impl Future<Output = io::Result<Progress>> + use<> {
         let (busy, offer) = (Rc::clone(&self.busy), Rc::clone(&self.offer));
-        let rests_until = Rc::clone(&self.rests_until);
+        let rest = Rc::clone(&self.rest);
         async move {
             let deadline = handshake.deadline();
             let mut handshake = watched(handshake)?;
@@ -195,7 +226,7 @@ impl Task {
                 let offer = offer.borrow();
                 match offer.0 == id {
                     false => Answer::Unknown,
-                    true if busy.get() || Instant::now() < rests_until.get() => Answer::Busy,
+                    true if busy.get() || rest.borrow().holds(Instant::now()) => Answer::Busy,
                     true => Answer::Accept(offer.1.clone()),
                 }
             };
@@ -294,4 +325,25 @@ async fn watch(connection: Option<&mut AsyncFd<Watched<Connection>>>) -> (CloseR
 fn is_readable<T: AsFd>(fd: &Watched<T>) -> bool {
     let mut fds = [PollFd::new(fd.0.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).map_or(true, |ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_costs_time_again_waits_twice_as_long_and_is_forgiven_later() {
+        let (start, mut rest) = (Instant::now(), Rest::default());
+        assert!(!rest.holds(start));
+        let mut now = start;
+        for wait_s in [1, 2, 4, 8, 16, 32, 64, 64] {
+            rest.sentence(now);
+            assert!(rest.holds(now + Duration::from_millis(wait_s * 1000 - 1)), "{wait_s} s");
+            now += Duration::from_secs(wait_s);
+            assert!(!rest.holds(now), "{wait_s} s");
+        }
+        now += Rest::FORGIVEN_AFTER;
+        rest.sentence(now);
+        assert!(rest.holds(now) && !rest.holds(now + Rest::FIRST));
+    }
 }

@@ -32,7 +32,7 @@ const ONLY: &str = "BOWLINE_ATTACK";
 /// noise only adds to a latency.
 const LEAST_SLICES: usize = 3;
 const MOST_SLICES: usize = 24;
-/// Slices altogether, for each that is measured: after some attacks the next must wait for a second.
+/// Slices altogether, for each that is measured: after some attacks the next needs another pod.
 const WAITS: usize = 40;
 
 fn wanted_frames() -> u64 {
@@ -87,7 +87,7 @@ impl Bystanders {
     }
 }
 
-fn world(sealed: bool) -> (Node, Attacker, Bystanders) {
+fn world(sealed: bool) -> (Node, Realm, Attacker, Bystanders) {
     let start = Start { workers: 1, more: ["--poll", "busy"].map(Into::into).into(), uplink: None };
     let mut node = Node::start(Netns::new("node"), start);
     favour_workers(node.process.borrow().pid());
@@ -99,7 +99,7 @@ fn world(sealed: bool) -> (Node, Attacker, Bystanders) {
     let honest = MemifPod::new(&mut node, &blue, 22);
     let shape = Shape { sealed, ..Shape::default() };
     let victim = Listening::new(&mut node, &blue, 30, shape);
-    (node, Attacker::new(victim, honest, sealed), Bystanders::start(Load::new(a, b)))
+    (node, blue, Attacker::new(victim, honest, sealed), Bystanders::start(Load::new(a, b)))
 }
 
 /// Slices of one kind.
@@ -215,6 +215,7 @@ fn slice_time(attack: &Attack, frames: u64) -> Duration {
 /// Looks at calm and attacked slices by turns, until enough frames have passed in the latter.
 fn endure(
     attack: &Attack,
+    (node, realm): (&mut Node, &Realm),
     attacker: &mut Attacker,
     bystanders: &Bystanders,
     worker: &Watch,
@@ -232,10 +233,12 @@ fn endure(
         let strains = [middle.since(&start), worker.look().since(&middle)];
         let lost = before.lost + during.lost;
         assert_eq!(lost, 0, "bystanders lost frames; calm, then attacked: {strains:?}\n{row}");
-        // Between two sentences of a convict there is nothing to measure.
         if attacker.has_acted() {
             row.calm.add(before, strains[0]);
             row.attacked.add(during, strains[1]);
+        } else {
+            // A convict has to wait, longer each time, and there is nothing to measure: the next pod.
+            attacker.victim.renew(node, realm);
         }
         let (slices, passed) = (row.attacked.slices.len(), row.attacked.frames());
         let enough = slices >= LEAST_SLICES && passed >= frames;
@@ -252,7 +255,7 @@ fn endure_all(sealed: bool) {
     // For the attackers' memory, and as many again while one connection follows another.
     let _pages = HugePages::reserve(64);
     let frames = wanted_frames();
-    let (node, mut attacker, bystanders) = world(sealed);
+    let (mut node, blue, mut attacker, bystanders) = world(sealed);
     let pid = node.process.borrow().pid();
     let worker = Watch::worker(pid);
     let mut footprint = None;
@@ -260,7 +263,8 @@ fn endure_all(sealed: bool) {
     let attacks = ATTACKS.iter().filter(|attack| attack.name.contains(&only));
     for attack in attacks.filter(|attack| attack.on.is(sealed)) {
         let heard = node.process.borrow().output().len();
-        let row = endure(attack, &mut attacker, &bystanders, &worker, frames);
+        let place = (&mut node, &blue);
+        let row = endure(attack, place, &mut attacker, &bystanders, &worker, frames);
         println!("{row}");
         keep(&row);
         attacker.leave();

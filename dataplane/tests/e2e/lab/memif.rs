@@ -72,7 +72,21 @@ impl Listening {
     pub fn new(node: &mut Node, realm: &Realm, n: u16, shape: Shape) -> Self {
         let netns = Netns::new(&format!("{}m{n}", realm.name));
         let id = format!("{}-memif{n}/{NAME}", realm.name);
-        let mut interface = pod::interface(realm, &id, n);
+        let (mac, gateway_mac) = (pod::mac(n), realm.gateway_mac());
+        let pod = Self { netns, id, number: n, mac, gateway_mac, shape };
+        pod.offer(node, realm);
+        pod
+    }
+
+    /// Takes the interface away and applies it anew, as for another pod in its place.
+    pub fn renew(&self, node: &mut Node, realm: &Realm) {
+        node.remove_interface(&self.id);
+        self.offer(node, realm);
+    }
+
+    fn offer(&self, node: &mut Node, realm: &Realm) {
+        let Self { netns, id, number: n, shape, .. } = self;
+        let mut interface = pod::interface(realm, id, *n);
         interface.name = NAME.to_owned();
         let mode = if shape.ip_mode { api::memif_port::Mode::Ip } else { Default::default() };
         interface.port = Some(api::interface::Port::Memif(api::MemifPort {
@@ -85,8 +99,6 @@ impl Listening {
         }));
         let listener = netns.run(listener);
         node.add_interface(interface, Kind::MemifListener, vec![listener]);
-        let (mac, gateway_mac) = (pod::mac(n), realm.gateway_mac());
-        Self { netns, id, number: n, mac, gateway_mac, shape }
     }
 
     /// Connects our own client.

@@ -40,6 +40,14 @@ fn both_ways(driver: &'static str, v6: bool) {
         println!("TCP {driver} over {}: {to}{reverse} {rate:.2} Gb/s", if v6 { 6 } else { 4 });
         assert!(rate > 0.05, "{rate} Gb/s to {to}{reverse}");
     }
+    for (to, reverse) in [(far.ip4(), ""), (far.ip6(), " -R")] {
+        let words = format!("-c {to} -u -b 10M -n 1M -l 1200{reverse}");
+        let report = iperf(&far.netns, &pod.netns, &words);
+        let count = |what: &str| report["end"]["sum"][what].as_u64().expect("a number");
+        let (lost, sent) = (count("lost_packets"), count("packets"));
+        // The kernel may lose some in its own queues on a busy machine.
+        assert!(sent > 800 && lost * 20 <= sent, "{lost} of {sent} lost, {to}{reverse} ({driver})");
+    }
     let uplink = node.account_of_kind("uplink");
     for reason in ["vxlan_malformed", "vni_unknown", "vtep_unknown", "vxlan_not_for_router"] {
         assert_eq!(drops(&uplink, reason), 0, "{reason}: {uplink:?}");

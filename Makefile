@@ -45,9 +45,9 @@ fuzz: ## Fuzz every parser of foreign bytes, guided by coverage (SECONDS=60 for 
 miri: ## The queues of memif between threads under miri (Rust nightly)
 	deploy/miri.sh
 
-defences: ## The memif library with one defence off each, which its tests must notice
-	@$(DEPS) build
-	deploy/mutants/run $(patsubst deploy/mutants/%.mutant,%,$(wildcard deploy/mutants/memif/*.mutant))
+defences: ## The memif library with one defence off each, and slow data planes, which their tests must notice
+	@$(DEPS) build test
+	deploy/mutants/run $(patsubst deploy/mutants/%.mutant,%,$(wildcard deploy/mutants/*/*.mutant))
 
 mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test

@@ -90,14 +90,14 @@ bench: build ## Measure against testpmd, OVS-DPDK and the kernel: target/bench/r
 bench-ipam: build ## Addresses per second on a real API server, and what a large cluster costs an agent
 	@$(DEPS) kube
 	deploy/e2e/build.sh cluster
-	cargo bench -p bowline-bench --bench ipam
+	cargo run --release -p bowline-bench --example ipam -- --full
 	BOWLINE_STORE_FULL=1 BOWLINE_BENCH_OUT=$(CURDIR)/target/bench BOWLINE_AGENT=$(CURDIR)/target/release/bowline-agent \
 		cargo test -p bowline-agent --test scale -- --test-threads=1
 
 bench-pods: build ## CNI ADD, and pods from creation to Running, beside the reference bridge plugin
 	@$(DEPS) kube
 	deploy/e2e/build.sh cluster
-	cargo bench -p bowline-bench --bench pods
+	cargo run --release -p bowline-bench --example pods
 
 bench-dma: ## Compare the copy engines; DMA="wq0.0" names a work queue of an Intel DSA
 	@$(DEPS) build

@@ -27,9 +27,6 @@ const GONE_WITHIN: Duration = Duration::from_secs(90);
 /// Measures pods' starts.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Given by `cargo bench`.
-    #[arg(long)]
-    bench: bool,
     /// Turns of each plugin.
     #[arg(long, default_value_t = 7)]
     rounds: u32,

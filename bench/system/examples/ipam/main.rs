@@ -26,9 +26,9 @@ use testapi::Fsync;
 /// Measures the claiming of addresses.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Given by `cargo bench`; without it the short form runs.
+    /// All cases in full size, and a report; without it the short form runs.
     #[arg(long)]
-    bench: bool,
+    full: bool,
     /// Only cases whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -111,10 +111,10 @@ fn specs(full: bool) -> Vec<Spec> {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let rounds = if cli.bench { cli.rounds } else { 2 };
+    let rounds = if cli.full { cli.rounds } else { 2 };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut cases = Vec::new();
-    for spec in specs(cli.bench).iter().filter(|s| s.name.contains(&cli.only)) {
+    for spec in specs(cli.full).iter().filter(|s| s.name.contains(&cli.only)) {
         let case = runtime.block_on(measure(spec, rounds)).with_context(|| spec.name.clone())?;
         println!(
             "{:32} {:6.0}/s routed, {:6.0}/s answered, {:6.0}/s released, {:?}, {} refused",
@@ -127,7 +127,7 @@ fn main() -> anyhow::Result<()> {
         );
         cases.push(case);
     }
-    if cli.bench {
+    if cli.full {
         let report = Report { machine: Machine::this(), commit: commit(), cases };
         std::fs::create_dir_all(&cli.out)?;
         let path = cli.out.join("ipam.json");

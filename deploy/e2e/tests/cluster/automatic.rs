@@ -1,9 +1,11 @@
 //! Automatic pools of every kind of application that Kubernetes has.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bowline_e2e::{Cluster, eventually, text};
+use serde_json::Value;
 
 use crate::documents::delete_when_free;
 use crate::workloads::SLEEPER;
@@ -40,6 +42,19 @@ fn application(kind: &str) -> String {
     )
 }
 
+/// Whether an address is one of a pool's, each a single one or a range.
+fn lies_in(ips: &Value, address: &str) -> anyhow::Result<bool> {
+    let address: Ipv4Addr = address.parse()?;
+    for item in ips.as_array().context("no addresses")? {
+        let text = item.as_str().context("no text")?;
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        if (first.parse::<Ipv4Addr>()?..=last.parse()?).contains(&address) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Each application has a pool of its own, which serves its pods and goes with it.
 pub(crate) fn every_kind_has_its_pool(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.apply(SUBNET)?;
@@ -56,12 +71,13 @@ pub(crate) fn every_kind_has_its_pool(cluster: &Cluster) -> anyhow::Result<()> {
     for kind in KINDS {
         let label = format!("-l ipam.spidernet.io/owner-application-kind={kind}");
         let pools = cluster.get(&format!("spiderippools {label}"))?;
-        let ips = pools["items"][0]["spec"]["ips"].to_string();
-        for pod in
-            cluster.get(&format!("pods -l of={kind}"))?["items"].as_array().context("no list")?
-        {
+        let pools = pools["items"].as_array().context("no list")?;
+        ensure!(pools.len() == 1, "{kind} has not one pool of its own: {pools:?}");
+        let pods = cluster.get(&format!("pods -l of={kind}"))?;
+        for pod in pods["items"].as_array().filter(|all| !all.is_empty()).context("no pods")? {
             let address = text(pod, "/status/podIP")?;
-            ensure!(address.starts_with("10.246.0."), "{kind}: {address} is not of its pool {ips}");
+            let ips = &pools[0]["spec"]["ips"];
+            ensure!(lies_in(ips, address)?, "{kind}: {address} is not of its pool {ips}");
         }
     }
     let first = cluster.kubectl("get pods -l of=Deployment -o name")?;

@@ -15,7 +15,7 @@ mod inject;
 mod others;
 mod verdict;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::routing::post;
 use axum::{Json, Router};
 use kube::ResourceExt;
@@ -37,11 +37,15 @@ use verdict::Verdict;
 type Review = AdmissionReview<DynamicObject>;
 type Request = AdmissionRequest<DynamicObject>;
 
+/// A review of a change holds the object twice; the API server takes 3 MiB from people.
+const MOST_BYTES: usize = 8 << 20;
+
 /// `/validate` and `/mutate`.
 pub fn router(tools: Tools) -> Router {
     Router::new()
         .route("/validate", post(validate))
         .route("/mutate", post(mutate))
+        .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(tools)
 }
 

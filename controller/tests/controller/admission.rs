@@ -15,6 +15,7 @@ const NETWORKS: &str = "/apis/bowline.dev/v1alpha1/networks";
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rule_lets_the_good_pass_and_refuses_the_bad() {
     let (api, client) = cluster().await;
+    definitions(&client).await;
     let controller = Controller::start(&api, "one", &[]).await;
     networks(&client).await;
     pools(&client).await;
@@ -40,6 +41,37 @@ async fn bad(client: &Client, object: Value, sentence: &str) {
     let what = object.to_string();
     let why = create(client, object).await.err().unwrap_or_else(|| panic!("not refused: {what}"));
     assert!(why.contains(sentence), "{what}\nis refused by: {why}\nand not by: {sentence}");
+}
+
+/// What one object can decide, its definition decides: no webhook is there yet.
+async fn definitions(client: &Client) {
+    good(client, network("first", json!({"vni": 900}))).await;
+    for (spec, sentence) in [
+        (json!({"vni": 0}), "spec.vni"),
+        (json!({"encapsulation": "VLAN"}), "vlanID belongs to encapsulation VLAN"),
+        (json!({"encapsulation": "None", "vni": 5}), "vni belongs to encapsulation VXLAN only"),
+        (json!({"encapsulation": "GRE"}), "spec.encapsulation"),
+        (json!({"interface": {"rxQueues": 9}}), "must be 1 to maxQueues"),
+        (json!({"interface": {"ringSize": 8192}}), "ringSize must be at most maxRingSize"),
+    ] {
+        bad(client, network("x", spec), sentence).await;
+    }
+    bad(client, network("a.b", json!({})), "metadata.name must be 1 to 63").await;
+    let first = format!("{NETWORKS}/first");
+    let changed = patch(client, &first, json!({"spec": {"vni": 901}})).await;
+    assert!(changed.unwrap_err().contains("vni cannot be changed"));
+    delete(client, &first).await.unwrap();
+
+    good(client, spider("SpiderIPPool", "first", json!({"subnet": "10.99.0.0/24"}))).await;
+    let wrong = spider("SpiderIPPool", "x", json!({"subnet": "10.99.0.0"}));
+    bad(client, wrong, "subnet is not a prefix").await;
+    bad(client, spider("SpiderIPPool", "x", json!({})), "spec.subnet").await;
+    bad(client, spider("SpiderSubnet", "x", json!({"subnet": "x"})), "subnet is not a prefix")
+        .await;
+    let first = format!("{POOLS}/first");
+    let moved = patch(client, &first, json!({"spec": {"subnet": "10.98.0.0/24"}})).await;
+    assert!(moved.unwrap_err().contains("subnet cannot be changed"));
+    delete(client, &first).await.unwrap();
 }
 
 async fn networks(client: &Client) {

@@ -188,21 +188,42 @@ async fn write_claims<S: Store>(
     claims: &[Claim],
     fresh: &mut Vec<Entry>,
 ) -> Result<bool, StoreError> {
-    for block in view.writes() {
-        let result = match block.metadata.resource_version {
-            None => store.create(block).await,
-            Some(_) => store.update(block).await,
-        };
+    let mut failed = Vec::new();
+    for (block, result) in write_blocks(store, view).await {
         match result {
             Ok(_) => {
                 let new = claims.iter().filter(|c| c.fresh);
                 fresh.extend(new.filter_map(|c| block.entry(c.address)).cloned());
             }
-            Err(error) if error.is_race() => return Ok(false),
-            Err(error) => return Err(error),
+            Err(error) => failed.push(error),
         }
     }
-    Ok(true)
+    nothing_but_races(failed)
+}
+
+/// Writes the blocks that a plan changed, all at the same time: none waits for another, and what stands
+/// when some fail is what a crash between two writes would leave.
+async fn write_blocks<'v, S: Store>(
+    store: &S,
+    view: &'v View,
+) -> Vec<(&'v AddressBlock, Result<AddressBlock, StoreError>)> {
+    let write = |block: &'v AddressBlock| async move {
+        let result = match block.metadata.resource_version {
+            None => store.create(block).await,
+            Some(_) => store.update(block).await,
+        };
+        (block, result)
+    };
+    futures::future::join_all(view.writes().map(write)).await
+}
+
+/// Whether nothing failed; what is worse than a lost race is the caller's error.
+fn nothing_but_races(failed: Vec<StoreError>) -> Result<bool, StoreError> {
+    let done = failed.is_empty();
+    match failed.into_iter().find(|error| !error.is_race()) {
+        Some(error) => Err(error),
+        None => Ok(done),
+    }
 }
 
 async fn give_back<S: Store>(
@@ -239,23 +260,16 @@ where
     for _ in 0..MAX_ATTEMPTS {
         let mut view = load(store, domain).await?;
         let outcome = plan(&mut view);
-        match write_all(store, &view).await {
-            Ok(()) => return Ok(outcome),
-            Err(error) if error.is_race() => last = error,
-            Err(error) => return Err(error),
+        let written = write_blocks(store, &view).await;
+        let failed: Vec<_> = written.into_iter().filter_map(|(_, result)| result.err()).collect();
+        if let Some(race) = failed.iter().find(|error| error.is_race()) {
+            last = race.clone();
+        }
+        if nothing_but_races(failed)? {
+            return Ok(outcome);
         }
     }
     Err(last)
-}
-
-async fn write_all<S: Store>(store: &S, view: &View) -> Result<(), StoreError> {
-    for block in view.writes() {
-        match block.metadata.resource_version {
-            None => store.create(block).await?,
-            Some(_) => store.update(block).await?,
-        };
-    }
-    Ok(())
 }
 
 fn domain_text(domain: &str) -> String {

@@ -18,11 +18,10 @@ use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 use multinet::types::subnet::SpiderSubnet;
 use tokio::sync::watch;
 
-use crate::callers::Callers;
 use crate::catalog::{Snapshot, Source};
-use crate::coordinated::CoordinatedPods;
 use crate::dataplane::{DescriptorKind, Descriptors, Node};
 use crate::journal::{Attachment, AttachmentKey, Journal, Phase};
+use crate::notes::{Coordinated, Notes};
 use crate::pod::{self, Device, Netns};
 
 /// The age of what nobody uses: younger than anything.
@@ -39,10 +38,11 @@ pub struct Core {
     pub catalog: Source,
     /// Where attachments outlive the agent.
     pub journal: Journal,
-    /// Who asked for addresses of other plugins' interfaces.
-    pub callers: Callers,
+    /// The CNI configurations that asked for addresses of other plugins' interfaces: a claim does not name them.
+    /// Where they are lost, the controller compares pods.
+    pub callers: Notes<String>,
     /// Pods whose routes a chained coordinator wrote.
-    pub coordinated: CoordinatedPods,
+    pub coordinated: Notes<Coordinated>,
     attachments: Mutex<BTreeMap<AttachmentKey, Attachment>>,
     checked: Mutex<Option<LastCheck>>,
     /// The nodes of the last snapshot that was asked for.
@@ -56,8 +56,9 @@ pub struct Core {
 impl Core {
     /// Reads the journal below the state directory.
     pub fn open(node: String, catalog: Source, state_dir: &Path) -> std::io::Result<Self> {
-        let (journal, callers) = (Journal::open(state_dir)?, Callers::open(state_dir)?);
-        let coordinated = CoordinatedPods::open(state_dir)?;
+        let journal = Journal::open(state_dir)?;
+        let callers = Notes::open(state_dir, "callers")?;
+        let coordinated = Notes::open(state_dir, "coordinated")?;
         let attachments = journal.load()?.into_iter().map(|a| (a.key.clone(), a)).collect();
         Ok(Self {
             node,

@@ -2,11 +2,9 @@
 //! plugin, claims addresses, and makes what a pod needs in its network namespace.
 #![deny(unsafe_code)]
 
-pub mod callers;
 pub mod catalog;
 pub mod cni_server;
 pub mod config;
-pub mod coordinated;
 pub mod core;
 pub mod dataplane;
 pub mod fault;
@@ -15,6 +13,7 @@ pub mod journal;
 pub mod metrics;
 pub mod node;
 pub mod nodestate;
+pub mod notes;
 pub mod pod;
 pub mod sys;
 pub mod uninstall;

@@ -5,8 +5,9 @@ mod common;
 
 use std::process::Command;
 
+use cni::rpc::{self, CallMode, Outcome};
 use common::chain::{ChainPod, Plugins, node_with_lan};
-use common::{Agent, Netns, eventually, run, write};
+use common::{Agent, Netns, Pod, eventually, run, write};
 use serde_json::{Value, json};
 
 const POOL: &str = r#"
@@ -208,6 +209,17 @@ fn running_pods_follow_the_clusters_prefixes() {
     assert_eq!(remembered(), 2);
     node.plugins.del(&eth0, &chain, Some(&result));
     assert_eq!(remembered(), 1);
+    // Of the other the runtime has forgotten the DEL.
+    let gc = |conf: &str| {
+        let mut request = Pod::new("none", &netns, "", "").request(rpc::Command::Gc);
+        request.mode = CallMode::Coordinator;
+        request.container_id.clear();
+        request.config.name = conf.into();
+        request.config.valid_attachments = Some(Vec::new());
+        assert_eq!(node.agent.call(&request).outcome, Outcome::Done);
+        remembered()
+    };
+    assert_eq!((gc("another"), gc("lan")), (1, 0));
 }
 
 #[test]

@@ -92,7 +92,7 @@ async fn add(
         asked.index = Some(place.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?);
     }
     // Before there is a claim, so that whatever is claimed can be collected.
-    let noted = server.core.callers.note(&key, &request.config.name);
+    let noted = server.core.callers.put(&key, &request.config.name);
     noted.map_err(|e| io_failure("note the CNI configuration", &e))?;
     let ipam = request.config.ipam.clone().unwrap_or_default();
     let add = Add { server, ipam, key, netns, snapshot, checked, asker, asked, master_addresses };
@@ -282,7 +282,7 @@ async fn gc(server: &CniServer, request: &Request) -> Result<(), CniError> {
     let Some(valid) = &request.config.valid_attachments else {
         return Ok(()); // nothing is said, so nothing is known to be stale
     };
-    let asked = server.core.callers.of(&request.config.name);
+    let asked = server.core.callers.keys(|conf_name| *conf_name == request.config.name);
     for key in asked.map_err(|e| io_failure("read which configuration asked for what", &e))? {
         if valid.iter().any(|v| v.container_id == key.container_id && v.ifname == key.ifname) {
             continue;

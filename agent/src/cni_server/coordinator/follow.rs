@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cni::error::CniError;
+use cni::rpc::Request;
 use ipnet::IpNet;
 use multinet::types::coordinator::{DEFAULT_COORDINATOR, SpiderCoordinator};
 use multinet::types::meta::Resource;
@@ -14,9 +15,9 @@ use super::plan::{FIRST, LINK};
 use super::{Call, settings};
 use crate::catalog::Snapshot;
 use crate::cni_server::server::{CniServer, io_failure, pod_failure};
-use crate::coordinated::Coordinated;
 use crate::core::same_netns;
 use crate::journal::AttachmentKey;
+use crate::notes::Coordinated;
 use crate::pod::policy::{self, MAIN_TABLE, TableRoute};
 
 /// A pod that could not be served is tried again.
@@ -41,7 +42,7 @@ pub(in crate::cni_server) async fn keep(server: Arc<CniServer>) {
 
 /// Was every pod served?
 async fn all(server: &CniServer) -> bool {
-    let keys = match server.core.coordinated.keys() {
+    let keys = match server.core.coordinated.keys(|_| true) {
         Ok(keys) => keys,
         Err(e) => {
             tracing::error!("which pods a coordinator served cannot be read: {e}");
@@ -96,6 +97,22 @@ pub(super) fn remember(
 ) -> Result<(), CniError> {
     let done = server.core.coordinated.put(key, pod);
     done.map_err(|e| io_failure("note what the coordinator was called with", &e))
+}
+
+/// What the runtime does not know any more is forgotten, as far as this configuration asked for it.
+pub(super) async fn gc(server: &CniServer, request: &Request) -> Result<(), CniError> {
+    let Some(valid) = &request.config.valid_attachments else {
+        return Ok(()); // nothing is said, so nothing is known to be stale
+    };
+    let asked = server.core.coordinated.keys(|pod| pod.request.config.name == request.config.name);
+    for key in asked.map_err(|e| io_failure("read which pods a coordinator served", &e))? {
+        if valid.iter().any(|v| v.container_id == key.container_id && v.ifname == key.ifname) {
+            continue;
+        }
+        let _lock = server.lock(&key.container_id).await;
+        forget(server, &key)?;
+    }
+    Ok(())
 }
 
 /// The pod is gone.

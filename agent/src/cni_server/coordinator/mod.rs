@@ -31,8 +31,8 @@ use super::ask::{Asker, refused};
 use super::detect::{self, Conflicts, Failed, Taken};
 use super::lan::{self, DEFAULT_ROUTE_NIC};
 use super::server::{CniServer, key_of, pod_failure};
-use crate::coordinated::Coordinated;
 use crate::journal::AttachmentKey;
+use crate::notes::Coordinated;
 use crate::pod::policy::{self, Link, Rule, TableRoute, View};
 use crate::pod::{self, Netns, PodError, Question, Veth};
 use plan::{Input, LINK, PRIORITY, Plan};
@@ -55,7 +55,8 @@ pub(super) async fn serve(server: &Arc<CniServer>, request: &Request) -> Result<
             Ok(Outcome::Done)
         }
         Command::Check => check(server, request).await.map(|()| Outcome::Done),
-        Command::Gc | Command::Status => Ok(Outcome::Done),
+        Command::Gc => follow::gc(server, request).await.map(|()| Outcome::Done),
+        Command::Status => Ok(Outcome::Done),
     }
 }
 

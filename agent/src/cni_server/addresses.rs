@@ -15,7 +15,7 @@ use multinet::types::block::{Entry, EntryState, Owner};
 use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
 
-use super::ask::{Asked, Asker, MAIN_INTERFACE, refused};
+use super::ask::{Asked, Asker, refused};
 use super::queue::ClaimQueue;
 use super::server::io_failure;
 use crate::catalog::{AnyStore, Snapshot};
@@ -275,8 +275,7 @@ pub(super) async fn owner_of(
     Ok(entry.and_then(|entry| entry.owner.clone()))
 }
 
-/// The place of an interface that nothing else gives one: after `eth0` and whatever of the sandbox has
-/// asked before.
+/// The place of an interface that nothing else gives one.
 pub(super) async fn place_by_arrival(
     store: &AnyStore,
     network: &str,
@@ -284,13 +283,8 @@ pub(super) async fn place_by_arrival(
     interface: &str,
 ) -> Result<usize, StoreError> {
     let blocks = store.blocks(network).await?;
-    let of_sandbox = |e: &&Entry| e.sandbox_id == sandbox_id && e.interface != MAIN_INTERFACE;
-    let held: Vec<&Entry> = blocks.iter().flat_map(|b| b.held()).filter(of_sandbox).collect();
-    // The same call again: only what was there before it counts.
-    let own = held.iter().filter(|e| e.interface == interface).map(|e| e.since_ms).min();
-    let others = held.iter().filter(|e| e.interface != interface);
-    let earlier = others.filter(|e| own.is_none_or(|own| e.since_ms < own));
-    Ok(1 + earlier.map(|e| &e.interface).collect::<BTreeSet<_>>().len())
+    let held = blocks.iter().flat_map(|b| b.held()).filter(|e| e.sandbox_id == sandbox_id);
+    Ok(pod::place_by_arrival(held, interface))
 }
 
 /// Leaves what a sandbox holds to the next pod of the same name.

@@ -9,7 +9,7 @@ use cni::error::{CniError, code};
 use cni::netconf::{InterfaceOptions, PortMapping, RuntimeConfig};
 use cni::rpc::Request;
 use multinet::auto::Application;
-use multinet::pod::{self, Identity, NetworkSelection, Stickiness, Wish};
+use multinet::pod::{self, Identity, MAIN_INTERFACE, NetworkSelection, Stickiness, Wish};
 use multinet::rules::Problem;
 use multinet::types::block::Owner;
 use multinet::types::core::{Node, Pod, PodSpec};
@@ -19,17 +19,11 @@ use multinet::types::network::DEFAULT_NETWORK;
 use crate::catalog::{PodObjects, Snapshot, Source};
 use crate::journal::{HostPort, Protocol};
 
-/// The call on which the annotation is served.
-pub(super) const MAIN_INTERFACE: &str = "eth0";
 /// Where a runtime describes the pod (containerd, CRI-O) if the configuration declares the capability.
 const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// What the kubelet and the runtime take for the UID of a static pod, whose object has another.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-
-/// Multus' annotation that replaces the definition of `eth0`; without a namespace it is looked for in
-/// Multus' own, which is `kube-system`.
-const DEFAULT_NETWORK_DEFINITION: &str = "v1.multus-cni.io/default-network";
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -111,9 +105,7 @@ impl Asker {
 
     /// The element of Multus' annotation that an interface comes from, and its place there.
     fn selection(&self, ifname: &str) -> Result<Option<(usize, NetworkSelection)>, CniError> {
-        let Some(text) = self.pod.annotations.get(pod::NETWORKS) else { return Ok(None) };
-        let selections = pod::parse_networks(text, self.namespace_name()).map_err(refused)?;
-        Ok(selections.into_iter().enumerate().find(|(_, s)| s.interface == ifname))
+        pod::network_selection(&self.pod, ifname).map_err(refused)
     }
 
     /// Interfaces that Multus' annotation asks for.
@@ -125,13 +117,7 @@ impl Asker {
 
     /// Namespace and name of the NetworkAttachmentDefinition that an interface comes from.
     pub(super) fn definition(&self, ifname: &str) -> Option<(String, String)> {
-        if ifname == MAIN_INTERFACE {
-            let text = self.pod.annotations.get(DEFAULT_NETWORK_DEFINITION)?;
-            let (namespace, name) = text.split_once('/').unwrap_or(("kube-system", text));
-            return Some((namespace.to_owned(), name.to_owned()));
-        }
-        let selection = self.selection(ifname).ok().flatten();
-        selection.map(|(_, selection)| (selection.namespace, selection.name))
+        pod::definition_of(&self.pod, ifname)
     }
 
     /// Pods of StatefulSets and virtual machines keep their addresses over a new UID.
@@ -216,7 +202,8 @@ pub(super) fn interfaces(request: &Request, asker: &Asker) -> Result<Vec<Asked>,
     let mut asked = Vec::new();
     if !chained {
         let wish = own_wish(request, asker)?;
-        asked.push(Asked { wish, own: true, index: main.then_some(0) });
+        let index = pod::place_of(&asker.pod, &request.ifname).map_err(refused)?;
+        asked.push(Asked { wish, own: true, index });
     }
     let annotation = asker.pod.annotations.get(pod::INTERFACES);
     if let Some(text) = annotation.filter(|_| chained || main) {
@@ -307,11 +294,10 @@ pub(super) fn lan_interface(request: &Request, asker: &Asker) -> Result<Asked, C
         name: request.ifname.clone(),
         ..Wish::default()
     };
-    let mut index = (request.ifname == MAIN_INTERFACE).then_some(0);
-    if let Some((place, selection)) = asker.selection(&request.ifname)? {
+    let index = pod::place_of(&asker.pod, &request.ifname).map_err(refused)?;
+    if let Some((_, selection)) = asker.selection(&request.ifname)? {
         wish.ips = selection.ips;
         wish.at = selection.at;
-        index = Some(place + 1);
     }
     add_exact(&mut wish, &request.config.runtime_config.clone().unwrap_or_default())?;
     Ok(Asked { wish, own: true, index })

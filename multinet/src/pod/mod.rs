@@ -25,7 +25,10 @@ pub use grant::{Granted, RxMode, grant};
 pub(crate) use identity::machine_name;
 pub use identity::{Identity, Stickiness, identity, machine_of, ordinal_of};
 pub use interfaces::{INTERFACES, Wish, is_interface_name, parse_interfaces};
-pub use multus::{NETWORKS, NetworkSelection, parse_networks};
+pub use multus::{
+    MAIN_INTERFACE, NETWORKS, NetworkSelection, definition_of, network_selection, parse_networks,
+    place_by_arrival, place_of,
+};
 pub use select::{Context, Selection, select};
 pub use spider::{
     DEFAULT_ROUTE_NIC, IPPOOL, IPPOOLS, NAMESPACE_IPV4, NAMESPACE_IPV6, ROUTES, SUBNET, SUBNETS,

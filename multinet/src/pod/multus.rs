@@ -4,16 +4,21 @@
 //! Multus itself turns each element into a CNI call; what is read here are the wishes that the call
 //! does not carry, and the numbers of interfaces without name.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::Value;
 
 use super::interfaces::{Fields, is_interface_name};
 use crate::rules::Problem;
+use crate::types::block::Entry;
 use crate::types::mac::Mac;
+use crate::types::meta::ObjectMeta;
 
 /// The annotation's key.
 pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+/// The interface that every pod has.
+pub const MAIN_INTERFACE: &str = "eth0";
 /// Longest text that is read.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
@@ -53,6 +58,58 @@ impl NetworkSelection {
             )),
         }
     }
+}
+
+/// Multus' annotation that replaces the definition of `eth0`; without a namespace it is looked for in
+/// Multus' own, which is `kube-system`.
+const DEFAULT_NETWORK_DEFINITION: &str = "v1.multus-cni.io/default-network";
+
+/// The element that asks for an interface, and its place in the list.
+///
+/// # Errors
+/// The first thing that is wrong with the annotation.
+pub fn network_selection(
+    pod: &ObjectMeta,
+    interface: &str,
+) -> Result<Option<(usize, NetworkSelection)>, Problem> {
+    let Some(text) = pod.annotations.get(NETWORKS) else { return Ok(None) };
+    let selections = parse_networks(text, pod.namespace.as_deref().unwrap_or_default())?;
+    Ok(selections.into_iter().enumerate().find(|(_, s)| s.interface == interface))
+}
+
+/// An interface's place among the pod's, where its annotations tell it: `eth0` is the first, then come those
+/// that Multus is asked for.
+///
+/// # Errors
+/// The first thing that is wrong with the annotation.
+pub fn place_of(pod: &ObjectMeta, interface: &str) -> Result<Option<usize>, Problem> {
+    if interface == MAIN_INTERFACE {
+        return Ok(Some(0));
+    }
+    Ok(network_selection(pod, interface)?.map(|(place, _)| place + 1))
+}
+
+/// The place of an interface that the pod's annotations do not name: after `eth0` and whatever of the pod has
+/// asked before. `held` is what the pod holds.
+pub fn place_by_arrival<'a>(held: impl Iterator<Item = &'a Entry>, interface: &str) -> usize {
+    let held: Vec<&Entry> = held.filter(|e| e.interface != MAIN_INTERFACE).collect();
+    // The same call again: only what was there before it counts.
+    let own = held.iter().filter(|e| e.interface == interface).map(|e| e.since_ms).min();
+    let others = held.iter().filter(|e| e.interface != interface);
+    let earlier = others.filter(|e| own.is_none_or(|own| e.since_ms < own));
+    1 + earlier.map(|e| &e.interface).collect::<BTreeSet<_>>().len()
+}
+
+/// Namespace and name of the NetworkAttachmentDefinition that an interface comes from.
+#[must_use]
+pub fn definition_of(pod: &ObjectMeta, interface: &str) -> Option<(String, String)> {
+    if interface == MAIN_INTERFACE {
+        let text = pod.annotations.get(DEFAULT_NETWORK_DEFINITION)?;
+        let (namespace, name) = text.split_once('/').unwrap_or(("kube-system", text));
+        return Some((namespace.to_owned(), name.to_owned()));
+    }
+    let selection = network_selection(pod, interface).ok().flatten();
+    selection.map(|(_, selection)| (selection.namespace, selection.name))
 }
 
 /// Reads the annotation.

@@ -28,6 +28,13 @@ pub struct CallLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of an ADD's steps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StepLabels {
+    /// `pod`, `claim`, …
+    pub step: &'static str,
+}
+
 /// What is measured.
 #[derive(Debug)]
 pub struct Metrics {
@@ -36,6 +43,8 @@ pub struct Metrics {
     pub calls: Family<CallLabels, Counter>,
     /// Time from request to answer.
     pub call_seconds: Family<CallLabels, Histogram, fn() -> Histogram>,
+    /// Where the time of an ADD goes.
+    pub step_seconds: Family<StepLabels, Histogram, fn() -> Histogram>,
     /// Attachments of this node.
     pub attachments: Gauge,
     /// Things wrong with the catalog's files.
@@ -57,6 +66,9 @@ impl Metrics {
             call_seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.001, 2.0, 13))
             }),
+            step_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_5, 2.0, 13))
+            }),
             attachments: Gauge::default(),
             catalog_problems: Gauge::default(),
             dataplane_up: Gauge::default(),
@@ -70,6 +82,12 @@ impl Metrics {
             "Time from a CNI request to its answer",
             Unit::Seconds,
             metrics.call_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "cni_add_step_duration",
+            "Time of one step of a CNI ADD",
+            Unit::Seconds,
+            metrics.step_seconds.clone(),
         );
         registry.register("attachments", "Attachments of this node", metrics.attachments.clone());
         registry.register(

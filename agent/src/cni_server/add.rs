@@ -26,6 +26,7 @@ use super::detect::{Conflicts, Failed, Taken};
 use super::result::result_of;
 use super::routes::{cluster_prefixes, default_prefix, routes_now};
 use super::server::{CniServer, io_failure, pod_failure};
+use super::steps::Steps;
 use super::{automatic, detect, device_info, network_status};
 use crate::catalog::Snapshot;
 use crate::core;
@@ -45,6 +46,7 @@ struct Add<'a> {
     checked: Arc<Checked>,
     asker: Asker,
     owner: Owner,
+    steps: Steps,
 }
 
 /// Serves an ADD. The caller holds the sandbox's lock.
@@ -64,6 +66,7 @@ pub(super) async fn add(
         );
         return Err(CniError::new(code::INVALID_ENVIRONMENT, msg));
     }
+    let steps = Steps::begin(&server.metrics);
     let core = &server.core;
     let snapshot = server.look().await?;
     let asker = Asker::find(&core.catalog, &snapshot, request, &core.node).await?;
@@ -74,7 +77,8 @@ pub(super) async fn add(
         wishes.map(|wish| (Home::Network(wish.network.clone()), wish.name.as_str())).collect();
     let snapshot = automatic::await_pools(server, snapshot, &asker, &wanted).await;
     let checked = core.checked(&snapshot);
-    let add = Add { server, request, key, snapshot, checked, asker, owner };
+    steps.done("pod");
+    let add = Add { server, request, key, snapshot, checked, asker, owner, steps };
     add.run(&netns, &asked).await
 }
 
@@ -87,9 +91,11 @@ impl Add<'_> {
         let granted = self.grant(asked)?;
         self.server.has_leg(asked)?;
         let defaults = self.look_into(netns, asked).await?;
+        self.steps.done("namespace");
         let mut conflicts = Conflicts::default();
         loop {
             let given = self.claim(asked).await?;
+            self.steps.done("claim");
             fault::reached("claimed");
             self.displace(&given).await;
             let done = match self.plan(asked, &granted, &given, &defaults, netns) {
@@ -282,7 +288,7 @@ impl Add<'_> {
         self.add_annotated_routes(&mut interfaces)?;
         let cluster = cluster_prefixes(&self.snapshot, &self.server.core.node);
         // A pod's only interface has every route anyway.
-        let several = interfaces.len() > 1 || self.key.ifname != ask::MAIN_INTERFACE;
+        let several = interfaces.len() > 1 || self.key.ifname != multinet::pod::MAIN_INTERFACE;
         for interface in &mut interfaces {
             interface.by_source = several;
             // Every pool was there a moment ago, or there would be no address.
@@ -437,6 +443,7 @@ impl Add<'_> {
     ) -> Result<CniResult, Failed> {
         let server = self.server;
         let made = self.make(attachment, netns).await?;
+        self.steps.done("make");
         fault::reached("made");
         for (interface, made) in attachment.interfaces.iter_mut().zip(made) {
             made.kernel_device.clone_into(&mut interface.kernel_device);
@@ -452,6 +459,7 @@ impl Add<'_> {
             let applied = server.dataplane.sync(Some(&id), server.settings.apply_within).await;
             applied.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
         }
+        self.steps.done("apply");
         self.detect(attachment, given, netns).await?;
         server.follow_attachment(attachment).await?;
         fault::reached("applied");
@@ -464,6 +472,7 @@ impl Add<'_> {
         server.core.put(attachment.clone()).map_err(|e| io_failure("write the journal", &e))?;
         server.confirm_later(attachment);
         network_status::tell(server, &self.asker, attachment);
+        self.steps.done("finish");
         fault::reached("confirmed");
         Ok(result)
     }

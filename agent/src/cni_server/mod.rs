@@ -17,6 +17,7 @@
 //! | `device_info` | what a memif is, for who made the call |
 //! | `result` | what is told the runtime; pure |
 //! | `server` | the socket, and who waits for whom |
+//! | `steps` | where an ADD's time goes |
 //! | `tombstone` | DELs that came while the agent was away |
 //!
 //! Invariants:
@@ -42,6 +43,7 @@ mod remove;
 mod result;
 pub mod routes;
 mod server;
+mod steps;
 mod tombstone;
 
 pub use server::{CniServer, Settings};

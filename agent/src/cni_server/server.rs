@@ -30,8 +30,10 @@ use crate::pod::PodError;
 /// A plugin writes its request at once.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 
-/// Confirmations gather for so long: pods that start together share the writes.
-const CONFIRM_AFTER: Duration = Duration::from_millis(20);
+/// Confirmations gather until no pod has come for so long: an ADD would wait for their write …
+const CONFIRM_AFTER: Duration = Duration::from_millis(300);
+/// … but no longer than this.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the server is told by the command line.
 #[derive(Debug, Clone)]
@@ -337,11 +339,21 @@ impl CniServer {
         self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    async fn gather_confirmations(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < CONFIRM_WITHIN {
+            let next = self.confirm.notified();
+            if tokio::time::timeout(CONFIRM_AFTER, next).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Confirms what has gathered, in one write for each block; what fails is tried again.
     async fn keep_confirming(self: Arc<Self>) {
         loop {
             self.confirm.notified().await;
-            tokio::time::sleep(CONFIRM_AFTER).await;
+            self.gather_confirmations().await;
             let mut by_network: BTreeMap<String, Vec<ToConfirm>> = BTreeMap::new();
             for claim in std::mem::take(&mut *self.unconfirmed()) {
                 by_network.entry(claim.network.clone()).or_default().push(claim);

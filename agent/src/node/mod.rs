@@ -30,6 +30,8 @@ pub use leg::{INTERFACE, is_up, remove};
 
 /// Somebody may have changed the device, its routes or our table.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Pods that come together share one look, and one run of `nft`.
+const GATHER: Duration = Duration::from_millis(100);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,7 @@ pub async fn keep(core: Arc<Core>, dataplane: Dataplane, firewall: Arc<Firewall>
             _ = hello.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
+        tokio::time::sleep(GATHER).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! `bowline ipam`: what people see of pools and addresses, and do about them, over a directory of objects.
 
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use agent::catalog::Directory;
 use multinet::store::Store;
@@ -76,7 +77,13 @@ impl Objects {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("objects.yaml"), OBJECTS).unwrap();
-        Self(directory)
+        let objects = Self(directory);
+        // A file counts as complete a moment after its last write.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !objects.says("pools").contains("lan-c") {
+            assert!(Instant::now() < deadline, "the objects are never read");
+        }
+        objects
     }
 
     fn ask(&self, words: &str) -> Output {

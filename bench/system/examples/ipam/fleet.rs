@@ -28,6 +28,8 @@ use testapi::{History, TestApi, User};
 use crate::Spec;
 use crate::observer::{self, Awaited, Observer};
 
+/// A DEL is tried so often, each try as long as the API server may take.
+const RELEASE_TRIES: u32 = 10;
 /// The Network of all pods.
 pub(crate) const NETWORK: &str = "bench";
 /// Whom the role of the agents is bound to: not masters, whom the API server never makes wait.
@@ -177,7 +179,11 @@ impl Fleet {
             let store = &self.agents[pod.agent].store;
             let _turn = store.turn(NETWORK).await;
             let release = |view: &mut ipam::View| ipam::plan_release(view, pod.holder(), now_ms());
-            ipam::modify(store, NETWORK, release).await.expect("release");
+            // As an agent does: what the API server does not answer is tried again.
+            let mut tries = 0..RELEASE_TRIES;
+            while let Err(error) = ipam::modify(store, NETWORK, release).await {
+                assert!(tries.next().is_some(), "release: {error}");
+            }
         });
         join_all(gone).await;
     }

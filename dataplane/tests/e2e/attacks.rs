@@ -8,7 +8,7 @@
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -32,6 +32,8 @@ const ONLY: &str = "BOWLINE_ATTACK";
 /// noise only adds to a latency.
 const LEAST_SLICES: usize = 3;
 const MOST_SLICES: usize = 24;
+/// Between two pods of a convict, who would have to wait longer each time.
+const NEXT_POD_AFTER: Duration = Duration::from_secs(1);
 /// Slices altogether, for each that is measured: after some attacks the next needs another pod.
 const WAITS: usize = 40;
 
@@ -224,6 +226,7 @@ fn endure(
     let (time, most) = (slice_time(attack, frames), MOST_SLICES.max(frames as usize / 50_000));
     let (calm, attacked) = Default::default();
     let mut row = Row { name: attack.name, sealed: attacker.sealed, rounds: 0, calm, attacked };
+    let mut renewed = Instant::now();
     for _ in 0..WAITS * most {
         attacker.rest();
         let start = worker.look();
@@ -236,9 +239,9 @@ fn endure(
         if attacker.has_acted() {
             row.calm.add(before, strains[0]);
             row.attacked.add(during, strains[1]);
-        } else {
-            // A convict has to wait, longer each time, and there is nothing to measure: the next pod.
+        } else if renewed.elapsed() >= NEXT_POD_AFTER {
             attacker.victim.renew(node, realm);
+            renewed = Instant::now();
         }
         let (slices, passed) = (row.attacked.slices.len(), row.attacked.frames());
         let enough = slices >= LEAST_SLICES && passed >= frames;

@@ -205,9 +205,10 @@ fn keep(row: &Row) {
 
 fn slice_time(attack: &Attack, frames: u64) -> Duration {
     Duration::from_millis(match frames {
-        // Part of the second for which whoever takes pages out is kept away, after the one touch that it
-        // may delay.
+        // Part of the second for which whoever costs time is kept away, after what it may cost before
+        // that: one touch of a page, or a few signals.
         frames if frames <= SHORT && attack.on == Memory::Unsealed => 300,
+        frames if frames <= SHORT && attack.verdict == Some("slow_signals") => 300,
         frames if frames <= SHORT => 60,
         frames if frames < 1_000_000 => 150,
         _ => 500,

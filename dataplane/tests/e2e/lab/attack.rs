@@ -376,6 +376,7 @@ impl Attacker {
             return false;
         }
         rogue.describe(M2S_AT, &[Descriptor::GOOD; 256]);
+        self.acted.set(true);
         self.live = Some(Live { _crowd: crowd, ..Live::new(rogue) });
         true
     }

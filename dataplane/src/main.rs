@@ -20,8 +20,8 @@ use wire::Mac;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// A NIC and how it is driven: NAME=packet, net_af_xdp, net_af_packet, a PCI address or any
-    /// DPDK device[,argument…][,physical-network=NAME]. Repeatable; none: one node only.
+    /// A NIC and how it is driven: NAME=packet, net_af_xdp, net_af_packet, a PCI address, memif or
+    /// any DPDK device[,argument…][,physical-network=NAME]. Repeatable; none: one node only.
     #[arg(long = "uplink", value_name = "NAME=DRIVER")]
     uplinks: Vec<Request>,
     /// Give the uplinks back that a killed data plane left taken over, and end.
@@ -258,13 +258,11 @@ fn router_mac(state_dir: &std::path::Path, uplinks: &[UplinkPort]) -> anyhow::Re
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(made),
     }
-    let mut mac = [0u8; 6];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut mac)?;
-    mac[0] = 0x06;
+    let mac = uplink::random_mac(0x06)?;
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("--state-dir: can not make {}", state_dir.display()))?;
     let new = path.with_extension("new");
-    std::fs::write(&new, mac).with_context(made)?;
+    std::fs::write(&new, mac.0).with_context(made)?;
     std::fs::rename(&new, &path).with_context(made)?;
-    Ok(Mac(mac))
+    Ok(mac)
 }

@@ -55,22 +55,34 @@ fn wanted(pod: &TapPod, own_vtep: &str, other: &TapPod, vtep: &str, router: &[u8
 /// The nodes' stacks and their pods reach each other, over one family of the underlay.
 fn nodes_and_pods_talk(driver: &str, args: &str, (vtep_a, vtep_b): (&str, &str)) {
     let wire = Wire::new(1520, driver == "packet");
-    let pod_mtu = 1450;
     let args = format!("--uplink up0={driver} {args}");
     let mut a = Node::start_in(Some(&wire.a), &args);
     let mut b = Node::start_in(Some(&wire.b), &args);
     assert!(wire.a.pings("192.0.2.2", ""), "the node's stack through both uplinks");
     assert!(wire.a.pings("fd00:99::2", ""), "the node's stack through both uplinks");
+    pods_talk(&a, &b, (vtep_a, vtep_b));
 
+    // A changed MAC heals: the peer's node gets a new one and says so.
+    let status = b.stop();
+    assert!(status.success());
+    assert!(wire.a.pings("192.0.2.2", ""), "the stopped node has its interface back");
+    assert!(a.stop().success());
+    assert!(wire.b.pings("192.0.2.1", ""), "both have");
+    assert!(wire.a.ip("-br link show dev up0").contains("up0@"), "the veth itself is back");
+}
+
+/// A pod on each of two nodes that reach each other.
+fn pods_talk(a: &Node, b: &Node, (vtep_a, vtep_b): (&str, &str)) {
+    let pod_mtu = 1450;
     let (pod_a, pod_b) =
         (TapPod::with_mtu("blue", 10, 1, pod_mtu), TapPod::with_mtu("blue", 11, 1, pod_mtu));
     let (mac_a, mac_b) = (a.hello().router_mac, b.hello().router_mac);
     assert_ne!(mac_a, mac_b);
-    pod_a.offer_to(&a);
-    pod_b.offer_to(&b);
+    pod_a.offer_to(a);
+    pod_b.offer_to(b);
     a.apply(wanted(&pod_a, vtep_a, &pod_b, vtep_b, &mac_b)).expect("a good state");
     b.apply(wanted(&pod_b, vtep_b, &pod_a, vtep_a, &mac_a)).expect("a good state");
-    for (node, end) in [(&a, vtep_b), (&b, vtep_a)] {
+    for (node, end) in [(a, vtep_b), (b, vtep_a)] {
         wait_for("the tunnel end's neighbour", || {
             let request = api::GetNeighboursRequest {};
             let all = node.call(async |c| c.get_neighbours(request).await).ok()?;
@@ -87,14 +99,6 @@ fn nodes_and_pods_talk(driver: &str, args: &str, (vtep_a, vtep_b): (&str, &str))
     let sums = b.check_accounts();
     let blue = sums.networks.iter().find(|n| n.network == "blue").and_then(|n| n.account.clone());
     assert!(blue.expect("an account").rx_pkts >= 36, "decapsulated packets count for the network");
-
-    // A changed MAC heals: the peer's node gets a new one and says so.
-    let status = b.stop();
-    assert!(status.success());
-    assert!(wire.a.pings("192.0.2.2", ""), "the stopped node has its interface back");
-    assert!(a.stop().success());
-    assert!(wire.b.pings("192.0.2.1", ""), "both have");
-    assert!(wire.a.ip("-br link show dev up0").contains("up0@"), "the veth itself is back");
 }
 
 const V4: (&str, &str) = ("192.0.2.1", "192.0.2.2");
@@ -240,26 +244,55 @@ fn what_a_killed_data_plane_had_is_given_back_on_request() {
     assert!(wire.a.pings("192.0.2.2", ""));
 }
 
-/// A device that the kernel never had: the node's stack gets a tap, which keeps its addresses when
-/// the process is killed.
-#[test]
-fn a_pure_dpdk_device_carries_the_nodes_too() {
+/// Two nodes on a wire that no kernel has, one of them killed and started again, or each in turn.
+fn on_a_wire(killed: &[&str], driver: impl Fn(&str, std::path::Display<'_>) -> String) {
     let (a, b) = (Netns::new("nodeA"), Netns::new("nodeB"));
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("wire.sock");
-    let args = |role: &str| {
-        let socket = socket.display();
-        format!("--uplink up0=net_memif0,role={role},socket={socket},socket-abstract=no")
-    };
-    let _server = Node::start_in(Some(&a), &args("server"));
+    let args = |role: &str| format!("--uplink up0={}", driver(role, socket.display()));
+    let mut server = Node::start_in(Some(&a), &args("server"));
     let mut client = Node::start_in(Some(&b), &args("client"));
     a.ip("addr add 192.0.2.1/24 dev up0");
     b.ip("addr add 192.0.2.2/24 dev up0");
     let talk = || wait_for("the nodes to talk", || a.pings("192.0.2.2", "").then_some(()));
     talk();
-    client.kill();
-    client.restart();
-    talk();
+    for role in killed {
+        let node = if *role == "server" { &mut server } else { &mut client };
+        node.kill();
+        node.restart();
+        talk();
+    }
+    pods_talk(&server, &client, V4);
     assert!(client.stop().success());
     assert!(!b.ip("link show").contains("up0"), "the tap goes with a clean stop");
+}
+
+/// A device that the kernel never had: the node's stack gets a tap, which keeps its addresses when
+/// the process is killed.
+#[test]
+fn a_pure_dpdk_device_carries_the_nodes_too() {
+    let driver = |role: &str| format!("net_memif0,role={role},socket-abstract=no");
+    on_a_wire(&["client"], |role, socket| format!("{},socket={socket}", driver(role)));
+}
+
+#[test]
+fn a_memif_carries_the_nodes_and_outlives_its_peer() {
+    for more in ["", ",id=7,secret=s,rsize=8,mtu=9000 --workers 2"] {
+        on_a_wire(&["client", "server"], |role, socket| {
+            format!("memif,role={role},socket={socket}{more}")
+        });
+    }
+}
+
+/// Whoever is at the other end. DPDK's driver outlives a client that is killed, no server.
+#[test]
+fn a_memif_uplink_talks_to_dpdks_driver() {
+    on_a_wire(&["client"], |role, socket| match role {
+        "server" => format!("net_memif0,role=server,socket={socket},socket-abstract=no"),
+        _ => format!("memif,role=client,socket={socket}"),
+    });
+    on_a_wire(&["client"], |role, socket| match role {
+        "server" => format!("memif,role=server,socket={socket}"),
+        _ => format!("net_memif0,role=client,socket={socket},socket-abstract=no"),
+    });
 }

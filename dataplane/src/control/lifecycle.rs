@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::descriptors::Offered;
 use super::desired::Change;
-use super::memif_server::{News, Order, Server};
+use super::memif_peer::{News, Order};
 use super::ports::Heard;
-use super::{ApplyError, Control, Ghost, Plan, Port, desired};
+use super::{ApplyError, Control, Ghost, Plan, Port, desired, memif_server};
 use crate::path::PathEvent;
 use crate::port::Health;
 use crate::port::memif::costs_time;
@@ -226,7 +226,7 @@ impl Control {
             self.books.iface_is_gone(id);
             return;
         }
-        let Some(name) = self.names.get(&id).cloned() else { return };
+        let Some(name) = self.names.get(&id).cloned() else { return self.wire_is_free(id) };
         if let Some(server) = self.ports.get(&name).and_then(|port| port.memif.as_ref()) {
             server.order(Order::Ready);
         } else {
@@ -236,12 +236,7 @@ impl Control {
 
     async fn unwell(&mut self, id: IfaceId, health: Health) {
         let Some(name) = self.names.get(&id).cloned() else {
-            let fixed = self.fixed.iter().find(|fixed| fixed.id == id);
-            if let Some(fixed) = fixed {
-                let message = format!("{}: the device is gone or broken ({health:?})", fixed.name);
-                self.events.tell("port-down", &fixed.name, message);
-            }
-            return;
+            return self.fixed_unwell(id, health).await;
         };
         let Some(port) = self.ports.get_mut(&name).filter(|port| port.live) else { return };
         let reason = match health {
@@ -376,7 +371,10 @@ impl Control {
         match self.descriptors.get(name) {
             Some(Offered::Listener(fd)) => {
                 let ask = self.ask.clone();
-                match Server::start(Arc::clone(name), fd, wanted, ask) {
+                let started = fd.try_clone().and_then(memif::Listener::from_fd);
+                let started =
+                    started.and_then(|fd| memif_server::start(Arc::clone(name), fd, wanted, ask));
+                match started {
                     Ok(server) => {
                         if self.workers.is_leaving(port.id) {
                             server.order(Order::Hold);
@@ -394,6 +392,9 @@ impl Control {
 
     /// A memif client came, went, or was turned away.
     pub(super) async fn memif_news(&mut self, name: &Arc<str>, serial: u64, news: News) {
+        if let Some(at) = self.wire_of(serial) {
+            return self.wire_news(at, news).await;
+        }
         let server = self.ports.get(name).and_then(|port| port.memif.as_ref());
         if server.is_none_or(|server| server.serial != serial) {
             // The interface was removed, or listens elsewhere now: the connection ends with its task.

@@ -7,113 +7,46 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use memif::{
-    Answer, CloseReason, Connection, Handshake, Info, Limits, Listener, MemoryAccount, Mode, Offer,
-    Progress, RxQueue, Status, TxQueue,
+    Answer, Connection, Handshake, Limits, Listener, MemoryAccount, Mode, Offer, Progress,
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::Ask;
 use super::desired::Memif;
+use super::memif_peer::{News, Order, Peer, Teller, is_readable, watch};
 use crate::sys::descriptor::{Watched, watched};
 
-/// What the control thread tells a task.
-#[derive(Debug)]
-pub enum Order {
-    /// The queues of the last connection are gone: the next client is welcome.
-    Ready,
-    /// The queues of an earlier connection are still out: keep clients waiting until `Ready`.
-    Hold,
-    /// Disconnect the client. One that was `costly` to a worker has the next ones wait, see [`Rest`].
-    Close {
-        /// Whether it was.
-        costly: bool,
-    },
-    /// Other caps, for the next client.
-    Caps(Memif),
-}
-
-/// What a task tells the control thread.
-#[derive(Debug)]
-pub enum News {
-    /// A client is connected; these are its rings.
-    Up {
-        /// What was agreed on.
-        info: Info,
-        /// From the client.
-        rx: Vec<RxQueue>,
-        /// To the client.
-        tx: Vec<TxQueue>,
-    },
-    /// The connection is over.
-    Down {
-        /// Why.
-        reason: CloseReason,
-        /// Whether the client broke the protocol.
-        violation: bool,
-    },
-    /// A client was turned away before it was connected.
-    TurnedAway {
-        /// Why.
-        reason: CloseReason,
-    },
-}
-
-/// The control thread's end of a task. Dropping it ends the task and closes the listener's
-/// duplicate and the connection.
-#[derive(Debug)]
-pub struct Server {
-    /// Never given twice: news of an earlier task of the same interface are not ours.
-    pub serial: u64,
-    orders: mpsc::UnboundedSender<Order>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Server {
-    /// Starts the task on the current thread's runtime.
-    pub fn start(
-        interface: Arc<str>,
-        listener: &OwnedFd,
-        wanted: &Memif,
-        ask: mpsc::Sender<Ask>,
-    ) -> io::Result<Self> {
-        let listener = Listener::from_fd(listener.try_clone()?)?;
-        let listener = watched(listener)?;
-        let (orders, inbox) = mpsc::unbounded_channel();
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let memory = MemoryAccount::default();
+/// Starts the task on the current thread's runtime.
+///
+/// # Errors
+/// The listener can not be waited for.
+pub fn start(
+    interface: Arc<str>,
+    listener: Listener,
+    wanted: &Memif,
+    ask: mpsc::Sender<Ask>,
+) -> io::Result<Peer> {
+    let listener = watched(listener)?;
+    let memory = MemoryAccount::default();
+    let offer = (wanted.id, offer(&interface, wanted, memory.clone()));
+    Ok(Peer::start(interface, ask, |teller, inbox| {
         let task = Task {
-            serial,
-            offer: Rc::new(RefCell::new((wanted.id, offer(&interface, wanted, memory.clone())))),
+            offer: Rc::new(RefCell::new(offer)),
             memory,
-            interface,
+            teller,
             listener,
             busy: Rc::default(),
             rest: Rc::default(),
-            ask,
         };
-        Ok(Self { serial, orders, task: tokio::task::spawn_local(task.run(inbox)) })
-    }
-
-    /// Gives an order. A task that has ended needs none.
-    pub fn order(&self, order: Order) {
-        let _ = self.orders.send(order);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+        task.run(inbox)
+    }))
 }
 
 /// What is granted. The pod's view and the protocol's: S2M rings are what the pod sends on.
@@ -160,18 +93,14 @@ impl Rest {
     }
 }
 
-static SERIAL: AtomicU64 = AtomicU64::new(1);
-
 struct Task {
-    serial: u64,
-    interface: Arc<str>,
+    teller: Teller,
     offer: Rc<RefCell<(u32, Offer)>>,
     /// Of all clients that come here: who reconnects has no new account.
     memory: MemoryAccount,
     listener: AsyncFd<Watched<Listener>>,
     busy: Rc<Cell<bool>>,
     rest: Rc<RefCell<Rest>>,
-    ask: mpsc::Sender<Ask>,
 }
 
 impl Task {
@@ -183,7 +112,7 @@ impl Task {
                 order = inbox.recv() => match order {
                     Some(Order::Ready) => self.busy.set(live.is_some()),
                     Some(Order::Caps(wanted)) => {
-                        let offer = offer(&self.interface, &wanted, self.memory.clone());
+                        let offer = offer(&self.teller.interface, &wanted, self.memory.clone());
                         *self.offer.borrow_mut() = (wanted.id, offer);
                     }
                     Some(Order::Hold) => self.busy.set(true),
@@ -198,7 +127,7 @@ impl Task {
                 accepted = accept(&mut self.listener) => match accepted {
                     Ok(handshake) => handshakes.push(self.shake(handshake)),
                     Err(error) => {
-                        tracing::warn!(interface = &*self.interface, %error, "memif: accept");
+                        tracing::warn!(interface = &*self.teller.interface, %error, "memif: accept");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 },
@@ -209,7 +138,7 @@ impl Task {
                 }
                 (reason, violation) = watch(live.as_mut()), if live.is_some() => {
                     live = None;
-                    self.tell(News::Down { reason, violation }).await;
+                    self.teller.tell(News::Down { reason, violation }).await;
                 }
             }
         }
@@ -260,30 +189,24 @@ impl Task {
                 let connection = match watched(connection) {
                     Ok(connection) => connection,
                     Err(error) => {
-                        tracing::warn!(interface = &*self.interface, %error, "memif: watch");
+                        tracing::warn!(interface = &*self.teller.interface, %error, "memif: watch");
                         self.busy.set(false);
                         return None;
                     }
                 };
-                self.tell(News::Up { info, rx, tx }).await;
+                self.teller.tell(News::Up { info, rx, tx }).await;
                 Some(connection)
             }
             Ok(Progress::Closed(reason)) => {
-                self.tell(News::TurnedAway { reason }).await;
+                self.teller.tell(News::TurnedAway { reason }).await;
                 None
             }
             Ok(Progress::Pending) => None,
             Err(error) => {
-                tracing::warn!(interface = &*self.interface, %error, "memif: handshake");
+                tracing::warn!(interface = &*self.teller.interface, %error, "memif: handshake");
                 None
             }
         }
-    }
-
-    async fn tell(&self, news: News) {
-        let (interface, serial) = (Arc::clone(&self.interface), self.serial);
-        // The control thread is gone only while the process ends.
-        let _ = self.ask.send(Ask::Memif { interface, serial, news }).await;
     }
 }
 
@@ -302,29 +225,6 @@ async fn accept(listener: &mut AsyncFd<Watched<Listener>>) -> io::Result<Handsha
             guard.clear_ready();
         }
     }
-}
-
-/// Waits for the end of the connection: why, and whether the client broke the protocol.
-async fn watch(connection: Option<&mut AsyncFd<Watched<Connection>>>) -> (CloseReason, bool) {
-    let Some(connection) = connection else { return std::future::pending().await };
-    loop {
-        let Ok(mut guard) = connection.readable_mut().await else {
-            return (CloseReason::PeerClosed, false);
-        };
-        if let Status::Down(reason) = guard.get_inner_mut().0.on_readable() {
-            let polite =
-                matches!(reason, CloseReason::PeerClosed | CloseReason::PeerDisconnected(_));
-            return (reason, !polite);
-        }
-        if !is_readable(guard.get_inner()) {
-            guard.clear_ready();
-        }
-    }
-}
-
-fn is_readable<T: AsFd>(fd: &Watched<T>) -> bool {
-    let mut fds = [PollFd::new(fd.0.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).map_or(true, |ready| ready > 0)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! ```text
 //! server ─┐
 //! descriptors ─┤          desired::change ── apply::plan ── ports::publish ── commit
-//! memif_server ─┼─ Ask ─► Control            (refused: nothing happened)  (stuck: rolled back)
+//! memif peers ──┼─ Ask ─► Control            (refused: nothing happened)  (stuck: rolled back)
 //! underlay ─┘
 //! ```
 
@@ -19,7 +19,10 @@ pub mod desired;
 pub mod events;
 pub mod ids;
 mod lifecycle;
+mod memif_client;
+pub mod memif_peer;
 pub mod memif_server;
+pub mod memif_uplink;
 #[cfg(test)]
 mod noise;
 pub mod observing;
@@ -101,14 +104,14 @@ pub enum Ask {
         /// The answer.
         reply: oneshot::Sender<String>,
     },
-    /// A memif client came or went.
+    /// A memif's peer came or went.
     Memif {
         /// Whose.
         interface: Arc<str>,
         /// Of which of its tasks.
         serial: u64,
         /// What.
-        news: memif_server::News,
+        news: memif_peer::News,
     },
 }
 
@@ -141,7 +144,7 @@ struct Port {
     connects: u64,
     violations: u64,
     workers: Vec<u32>,
-    memif: Option<memif_server::Server>,
+    memif: Option<memif_peer::Peer>,
 }
 
 /// An interface that is there from start to end: an uplink or a host tap.
@@ -153,6 +156,8 @@ struct Fixed {
     mac: Mac,
     queues: u32,
     counters: Arc<[Counters]>,
+    /// Of an uplink that is a memif.
+    wire: Option<memif_uplink::Wire>,
 }
 
 /// An interface that is gone but for its queues.

@@ -88,12 +88,14 @@ impl Control {
         }
     }
 
-    fn fixed_status(fixed: &Fixed, up: bool) -> api::InterfaceStatus {
+    fn fixed_status(fixed: &Fixed, carrier: bool) -> api::InterfaceStatus {
         use api::interface_status::Link;
+        let wire = fixed.wire.as_ref().filter(|wire| !wire.live);
+        let why_down = wire.map_or(if carrier { "" } else { "no carrier" }, |wire| &wire.reason);
         api::InterfaceStatus {
             id: fixed_id(fixed),
-            link: if up { Link::Up } else { Link::Down } as i32,
-            reason: if up { "" } else { "no carrier" }.into(),
+            link: if why_down.is_empty() { Link::Up } else { Link::Down } as i32,
+            reason: why_down.into(),
             rx_queues: fixed.queues,
             tx_queues: fixed.queues,
             name: fixed.name.clone(),

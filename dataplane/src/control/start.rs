@@ -14,7 +14,7 @@ use wire::Mac;
 use super::apply::Books;
 use super::desired::Desired;
 use super::ports::Workers;
-use super::{Control, Fixed, descriptors, server, underlay};
+use super::{Control, Fixed, descriptors, memif_uplink, server, underlay};
 use crate::copy::{Channel, Thresholds};
 use crate::port::{Rx, Tx};
 use crate::sys::priority;
@@ -61,6 +61,8 @@ pub struct UplinkPort {
     pub tx: Vec<Tx>,
     /// Queues of the host tap.
     pub host_tap: Vec<OwnedFd>,
+    /// Of an uplink whose queues come and go with its peer.
+    pub memif: Option<memif_uplink::Opened>,
 }
 
 /// Facts about an uplink.
@@ -213,9 +215,15 @@ async fn build(
     let mut exits = Vec::new();
     let mut queues = Vec::new();
     let mut infos = Vec::new();
-    for uplink in config.uplinks {
+    for mut uplink in config.uplinks {
         let ids = (books.take_iface_id()?, books.take_iface_id()?);
-        fixed.extend(add_uplink(&mut tables, &uplink, ids, count));
+        let [mut nic, host] = add_uplink(&mut tables, &uplink, ids, count);
+        if let Some(memif) = uplink.memif.take() {
+            let name = nic.name.as_str().into();
+            let wire = memif.start(name, count as u16, ask.clone());
+            nic.wire = Some(wire.map_err(system("memif socket"))?);
+        }
+        fixed.extend([nic, host]);
         exits.push(underlay::Exit {
             name: uplink.info.name.clone(),
             iface: ids.0,
@@ -305,7 +313,15 @@ fn add_uplink(
             counters: Arc::clone(&counters),
         };
         tables.ifaces.set(usize::from(id.0), Some(Arc::new(iface)));
-        Fixed { id, name: info.name.clone(), kind, mac: info.mac, queues: queues as u32, counters }
+        Fixed {
+            id,
+            name: info.name.clone(),
+            kind,
+            mac: info.mac,
+            queues: queues as u32,
+            counters,
+            wire: None,
+        }
     };
     [
         add(

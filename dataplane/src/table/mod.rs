@@ -133,7 +133,7 @@ impl IfaceKind {
 }
 
 /// One interface, as the path sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Iface {
     /// Its own index.
     pub id: IfaceId,

@@ -21,7 +21,7 @@ pub enum Uplink {
     #[value(name = "packet")]
     Packet,
     /// DPDK's memif between the two data planes: a wire that costs nothing, for benchmarks.
-    #[value(name = "net_memif", hide = true)]
+    #[value(name = "memif", hide = true)]
     Memif,
 }
 
@@ -33,7 +33,7 @@ impl Uplink {
             Self::AfPacket => "net_af_packet",
             Self::AfXdp => "net_af_xdp",
             Self::Packet => "packet",
-            Self::Memif => "net_memif",
+            Self::Memif => "memif",
         }
     }
 
@@ -153,7 +153,7 @@ fn memif_driver(node: &Node) -> String {
     let role = if node.name == "node1" { "server" } else { "client" };
     let socket = Path::new(crate::RUN_DIR).join("wire.sock");
     let socket = socket.display();
-    format!("net_memif0,role={role},socket={socket},socket-abstract=no,rsize=10,bsize=2048")
+    format!("memif,role={role},socket={socket}")
 }
 
 fn path_text(path: &Path) -> String {

@@ -257,14 +257,30 @@ fn on_a_wire(killed: &[&str], driver: impl Fn(&str, std::path::Display<'_>) -> S
     let talk = || wait_for("the nodes to talk", || a.pings("192.0.2.2", "").then_some(()));
     talk();
     for role in killed {
-        let node = if *role == "server" { &mut server } else { &mut client };
+        let (node, other, others) = match *role {
+            "server" => (&mut server, &client, "client"),
+            _ => (&mut client, &server, "server"),
+        };
         node.kill();
+        if args(others).contains("=memif") {
+            wait_for("the other end to notice", || why_down(other).contains("left").then_some(()));
+        }
         node.restart();
         talk();
+        assert_eq!(why_down(other), "");
     }
     pods_talk(&server, &client, V4);
     assert!(client.stop().success());
     assert!(!b.ip("link show").contains("up0"), "the tap goes with a clean stop");
+}
+
+/// Of the uplink; empty while it is up.
+fn why_down(node: &Node) -> String {
+    let state = node.call(async |c| c.get_state(api::GetStateRequest {}).await).expect("its state");
+    let uplink = state.interfaces.into_iter().find(|i| i.id == "uplink/up0").expect("an uplink");
+    let up = uplink.link == api::interface_status::Link::Up as i32;
+    assert_eq!(up, uplink.reason.is_empty(), "{uplink:?}");
+    uplink.reason
 }
 
 /// A device that the kernel never had: the node's stack gets a tap, which keeps its addresses when

@@ -148,12 +148,13 @@ impl Binaries {
     }
 }
 
-/// The first node serves, the second connects.
+/// The first node serves, the second connects. Both data planes share a core: the ring holds what one
+/// sends while the other waits for its turn.
 fn memif_driver(node: &Node) -> String {
     let role = if node.name == "node1" { "server" } else { "client" };
     let socket = Path::new(crate::RUN_DIR).join("wire.sock");
     let socket = socket.display();
-    format!("memif,role={role},socket={socket}")
+    format!("memif,role={role},socket={socket},rsize=12")
 }
 
 fn path_text(path: &Path) -> String {

@@ -190,7 +190,7 @@ impl Add<'_> {
         let other_allocator = catalog.api().and_then(|api| api.other_allocator());
         let mut claimer = Claimer {
             store: &store,
-            queue: &self.server.claims,
+            queue: &self.server.writes,
             journal: &self.server.core.journal,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,

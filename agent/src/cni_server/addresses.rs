@@ -16,7 +16,7 @@ use multinet::types::network::PoolLists;
 use multinet::types::node::NodeState;
 
 use super::ask::{Asked, Asker, refused};
-use super::queue::ClaimQueue;
+use super::queue::{Held, WriteQueue};
 use super::server::io_failure;
 use crate::catalog::{AnyStore, Snapshot};
 use crate::journal::Journal;
@@ -29,7 +29,7 @@ const INTENT_PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Claimer<'a> {
     pub(super) store: &'a AnyStore,
-    pub(super) queue: &'a ClaimQueue,
+    pub(super) queue: &'a WriteQueue,
     pub(super) journal: &'a Journal,
     pub(super) snapshot: &'a Snapshot,
     pub(super) checked: &'a Checked,
@@ -241,6 +241,7 @@ pub(super) async fn confirm(
 
 /// Gives back what a sandbox holds in these Networks for these interfaces.
 pub(super) async fn release(
+    queue: &WriteQueue,
     store: &AnyStore,
     networks: &[String],
     sandbox_id: &str,
@@ -250,14 +251,8 @@ pub(super) async fn release(
         return Ok(()); // everything of nobody
     }
     for network in networks {
-        let _turn = store.turn(network).await;
-        ipam::modify(store, network, |view| {
-            for interface in interfaces {
-                let holder = Holder { owner: None, sandbox_id, interface: Some(interface) };
-                ipam::plan_release(view, holder, now_ms());
-            }
-        })
-        .await?;
+        let held = Held { sandbox_id: sandbox_id.to_owned(), interfaces: interfaces.to_vec() };
+        queue.release(store, network, held).await?;
     }
     Ok(())
 }

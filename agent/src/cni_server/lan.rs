@@ -141,7 +141,7 @@ impl Add<'_> {
         let other_allocator = catalog.api().and_then(|api| api.other_allocator());
         let claimer = Claimer {
             store: &store,
-            queue: &self.server.claims,
+            queue: &self.server.writes,
             journal: &self.server.core.journal,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
@@ -272,7 +272,7 @@ pub(super) async fn release(server: &CniServer, key: &AttachmentKey) -> Result<(
     if outlives.map_err(StoreError::Unavailable)? {
         addresses::keep(&store, &domain, sandbox, Some(name)).await?;
     } else {
-        addresses::release(&store, &domain, sandbox, &[name.to_owned()]).await?;
+        addresses::release(&server.writes, &store, &domain, sandbox, &[name.to_owned()]).await?;
     }
     server.core.callers.forget(key).map_err(|e| StoreError::Unavailable(e.to_string()))
 }

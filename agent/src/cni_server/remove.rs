@@ -47,7 +47,10 @@ pub(super) async fn finish(server: &CniServer, attachment: &Attachment) {
     };
     let given_back = match outlive {
         Ok(true) => addresses::keep(&store, &networks, sandbox, None).await,
-        Ok(false) => addresses::release(&store, &networks, sandbox, &attachment.names()).await,
+        Ok(false) => {
+            let names = attachment.names();
+            addresses::release(&server.writes, &store, &networks, sandbox, &names).await
+        }
         Err(why) => Err(StoreError::Unavailable(why)),
     };
     match given_back {
@@ -90,7 +93,7 @@ async fn release_unknown(server: &CniServer, key: &AttachmentKey) {
             if names.is_empty() {
                 return;
             }
-            addresses::release(&store, &networks, &key.container_id, &names).await
+            addresses::release(&server.writes, &store, &networks, &key.container_id, &names).await
         }
         Err(e) => Err(e),
     };

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::addresses::{self, ToConfirm};
 use super::ask::Asked;
-use super::queue::ClaimQueue;
+use super::queue::WriteQueue;
 use super::{add, check, coordinator, ifacer, lan, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
@@ -66,7 +66,7 @@ pub struct CniServer {
     forgotten: Mutex<Vec<AttachmentKey>>,
     unconfirmed: Mutex<Vec<ToConfirm>>,
     confirm: Notify,
-    pub(super) claims: ClaimQueue,
+    pub(super) writes: WriteQueue,
 }
 
 impl CniServer {
@@ -88,7 +88,7 @@ impl CniServer {
             forgotten: Mutex::default(),
             unconfirmed: Mutex::default(),
             confirm: Notify::new(),
-            claims: ClaimQueue::default(),
+            writes: WriteQueue::default(),
         })
     }
 

@@ -3,11 +3,22 @@
 use crate::report::{Case, Report, Series};
 use std::fmt::Write;
 
-const LEFT: f64 = 330.0;
-const WIDTH: f64 = 560.0;
+const LEFT: f64 = 160.0;
+const WIDTH: f64 = 720.0;
 const BAR: f64 = 15.0;
-const GAP: f64 = 16.0;
-const COLOURS: [&str; 6] = ["#1f5fbf", "#9aa5b1", "#c9a227", "#7a9e7e", "#b5651d", "#8e6c8a"];
+const LINE: f64 = BAR + 3.0;
+const GAP: f64 = 14.0;
+
+/// The same for a candidate in all groups.
+fn colour(name: &str) -> &'static str {
+    match name {
+        crate::OURS => "#1f5fbf",
+        "testpmd-io" => "#9aa5b1",
+        "testpmd-mac" => "#7a9e7e",
+        "ovs-dpdk" => "#c9a227",
+        _ => "#b5651d",
+    }
+}
 
 /// An SVG that any browser shows.
 #[must_use]
@@ -33,7 +44,7 @@ pub fn svg(report: &Report) -> String {
     )
 }
 
-/// Bars of one case, scaled to its longest; the next free line.
+/// A line with the case's name, and its bars, scaled to the longest; the next free line.
 fn group(out: &mut String, case: &Case, top: f64) -> f64 {
     let all: Vec<(&str, &Series)> = std::iter::once((crate::OURS, &case.ours))
         .chain(case.peers.iter().map(|(name, series)| (name.as_str(), series)))
@@ -53,21 +64,14 @@ fn group(out: &mut String, case: &Case, top: f64) -> f64 {
         y + 12.0,
         escape(&case.case)
     );
-    for (index, (name, series)) in all.iter().enumerate() {
-        bar(out, (name, series), COLOURS[index % COLOURS.len()], y, longest, case.unit);
-        y += BAR + 3.0;
+    for (name, series) in all {
+        y += LINE;
+        bar(out, (name, series), y, longest, case.unit);
     }
-    y
+    y + LINE
 }
 
-fn bar(
-    out: &mut String,
-    (name, series): (&str, &Series),
-    colour: &str,
-    y: f64,
-    longest: f64,
-    unit: &str,
-) {
+fn bar(out: &mut String, (name, series): (&str, &Series), y: f64, longest: f64, unit: &str) {
     let x = |value: f64| LEFT + WIDTH * value / longest;
     let middle = y + BAR / 2.0;
     let text = match unit {
@@ -78,13 +82,14 @@ fn bar(
     let _ = writeln!(
         out,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-         <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\
+         <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{}\"/>\
          <path d=\"M{:.1} {middle:.1}H{:.1}\" stroke=\"black\"/>\
          <text x=\"{:.1}\" y=\"{:.1}\">{text}</text>",
         LEFT - 6.0,
         y + 12.0,
         escape(name),
         x(series.median) - LEFT,
+        colour(name),
         x(series.min),
         x(series.max),
         x(series.max) + 6.0,

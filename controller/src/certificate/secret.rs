@@ -19,6 +19,9 @@ use crate::options::Options;
 /// Replicas read the Secret this often; so soon is a deleted authority back in place.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// API servers watch their webhook configurations.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+
 /// Annotation of a webhook configuration: names of its webhooks, with commas between.
 const FAIL_ONCE_SERVED: &str = "bowline.dev/fail-once-served";
 
@@ -61,6 +64,10 @@ impl Keeper {
         let material = self.shared().await?;
         self.publish(&material.authorities).await?;
         if in_use.as_ref() != Some(&material) {
+            if in_use.as_ref().is_some_and(|old| old.authorities != material.authorities) {
+                // API servers hear of a new authority a moment later; the old certificate is still good.
+                tokio::time::sleep(HEARD_WITHIN.min(self.options.certificate_validity / 10)).await;
+            }
             self.current.set(&material).map_err(anyhow::Error::msg)?;
             let until = material.validity.serving_until;
             tracing::info!(until, "the webhooks' certificate is in use");

@@ -73,7 +73,7 @@ async fn install_multus(client: &Client) {
 /// A controller that runs in this process.
 pub(crate) struct Controller {
     pub(crate) health: SocketAddr,
-    webhook: u16,
+    pub(crate) webhook: u16,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }

@@ -80,24 +80,3 @@ async fn spiderpool_withholds(client: &Client, controller: &Controller) {
     })
     .await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_certificate_is_replaced_while_webhooks_answer() {
-    let (api, client) = cluster().await;
-    let controller = Controller::start(&api, "one", &["--certificate-validity=9s"]).await;
-    let secret = format!("/api/v1/namespaces/{NAMESPACE}/secrets/bowline-webhook");
-    let certificate = async || get(&client, &secret).await.map(|s| s["data"]["tls.crt"].clone());
-    let before = certificate().await.unwrap();
-    create(&client, network("taken", json!({"vni": 7}))).await.unwrap();
-    for round in 0..2 {
-        let old = certificate().await.unwrap();
-        eventually("the certificate is another", async || {
-            certificate().await.filter(|c| *c != old)
-        })
-        .await;
-        let refused = create(&client, network(&format!("twin{round}"), json!({"vni": 7}))).await;
-        assert!(refused.unwrap_err().contains("belongs to the older Network taken"));
-    }
-    assert_ne!(certificate().await.unwrap(), before);
-    controller.stop().await;
-}

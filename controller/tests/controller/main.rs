@@ -4,6 +4,7 @@
 
 mod admission;
 mod batches;
+mod certificate;
 mod common;
 mod coordinator;
 mod definitions;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent::catalog::{AnyStore, ApiCatalog, Source};
-use agent::cni_server::queue::ClaimQueue;
+use agent::cni_server::queue::{Held, WriteQueue};
 use bowline_kube::ApiStore;
 use futures::StreamExt;
 use futures::future::join_all;
@@ -32,6 +32,8 @@ use crate::observer::{self, Awaited, Observer};
 const RELEASE_TRIES: u32 = 10;
 /// The Network of all pods.
 pub(crate) const NETWORK: &str = "bench";
+/// Of every pod.
+const INTERFACE: &str = "eth0";
 /// Whom the role of the agents is bound to: not masters, whom the API server never makes wait.
 const GROUP: &str = "bowline:agents";
 /// The pool begins here; addresses that others hold come first.
@@ -56,7 +58,7 @@ struct Agent {
     name: String,
     tunnel_end: IpAddr,
     store: AnyStore,
-    queue: ClaimQueue,
+    queue: WriteQueue,
     _source: Source,
 }
 
@@ -89,7 +91,7 @@ impl Fleet {
         let mut agents = Vec::new();
         for (n, name) in names.into_iter().enumerate() {
             let source = open(&api, &name).await;
-            let (store, queue) = (source.store(), ClaimQueue::default());
+            let (store, queue) = (source.store(), WriteQueue::default());
             let tunnel_end = tunnel_end(n);
             agents.push(Agent { name, tunnel_end, store, queue, _source: source });
         }
@@ -159,7 +161,7 @@ impl Fleet {
         Request {
             sandbox_id: format!("{}-0", owner.key()),
             owner,
-            interface: "eth0".into(),
+            interface: INTERFACE.into(),
             family: Family::V4,
             node: agent.name.clone(),
             candidates: vec![self.candidate.clone()],
@@ -176,12 +178,12 @@ impl Fleet {
             self.judge.note(Event::MayRelease { uid, sandbox });
         }
         let gone = pods.iter().map(|pod| async {
-            let store = &self.agents[pod.agent].store;
-            let _turn = store.turn(NETWORK).await;
-            let release = |view: &mut ipam::View| ipam::plan_release(view, pod.holder(), now_ms());
+            let Agent { store, queue, .. } = &self.agents[pod.agent];
+            let (sandbox_id, interfaces) = (pod.sandbox.clone(), vec![INTERFACE.to_owned()]);
+            let held = Held { sandbox_id, interfaces };
             // As an agent does: what the API server does not answer is tried again.
             let mut tries = 0..RELEASE_TRIES;
-            while let Err(error) = ipam::modify(store, NETWORK, release).await {
+            while let Err(error) = queue.release(store, NETWORK, held.clone()).await {
                 assert!(tries.next().is_some(), "release: {error}");
             }
         });
@@ -304,7 +306,7 @@ fn held_block(n: u32) -> AddressBlock {
             name: format!("other-6d4cf56db6-{n}-{at}"),
             uid: format!("5b0c7a11-93aa-4e12-8d2f-{n:08x}{at:04x}"),
         }),
-        interface: "eth0".into(),
+        interface: INTERFACE.into(),
         pool: NETWORK.into(),
         sandbox_id: format!("{n:060x}{at:04x}"),
         node: node.clone(),

@@ -1,0 +1,60 @@
+//! The webhooks' certificate is replaced while they answer.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::common::{Controller, cluster, create, network};
+
+const VALIDITY: Duration = Duration::from_secs(12);
+
+/// Each certificate lives twelve seconds: after thirty, two have expired, and a caller that looks at dates
+/// still finds a good one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expiring_certificate_is_replaced_while_the_webhooks_answer() {
+    let (api, client) = cluster().await;
+    let controller = Controller::start(&api, "one", &["--certificate-validity=12s"]).await;
+    create(&client, network("first", json!({"vni": 77}))).await.unwrap();
+    let (started, mut seen) = (Instant::now(), BTreeSet::new());
+    let mut rounds = tokio::time::interval(Duration::from_millis(250));
+    while started.elapsed() < VALIDITY * 5 / 2 {
+        rounds.tick().await;
+        let why = create(&client, network("second", json!({"vni": 77}))).await.expect_err("taken");
+        assert!(why.contains("first"), "the webhook's own sentence: {why}");
+        seen.insert(served(controller.webhook, &authorities(&client).await).await);
+    }
+    assert!(seen.len() >= 3, "{} certificates", seen.len());
+    controller.stop().await;
+}
+
+/// What the API server is told to trust.
+async fn authorities(client: &Client) -> RootCertStore {
+    let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    let found = api.get("bowline").await.unwrap();
+    let bundle = found.webhooks.unwrap().remove(0).client_config.ca_bundle.unwrap();
+    let mut roots = RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(&bundle.0) {
+        roots.add(authority.unwrap()).unwrap();
+    }
+    roots
+}
+
+/// The certificate that a caller is shown, who trusts these authorities and looks at names and dates.
+async fn served(port: u16, roots: &RootCertStore) -> Vec<u8> {
+    let config = ClientConfig::builder().with_root_certificates(roots.clone());
+    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
+    let name = ServerName::from(Ipv4Addr::LOCALHOST);
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let stream = connector.connect(name, stream).await.expect("a certificate that is good now");
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}

@@ -3,9 +3,16 @@
 
 use std::path::Path;
 
-use agent::catalog::Directory;
+use agent::catalog::{AnyStore, Directory};
+use agent::cni_server::queue::{Held, WriteQueue};
+use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
 use judge::Version;
 use multinet::conformance::{self, BlockOn, Crowd, Ground};
+use multinet::ipam::{Candidate, Request};
+use multinet::range::{AddressSet, Family};
+use multinet::rules::{Binding, ReuseDelay, Strategy};
+use multinet::types::block::Owner;
 use tempfile::TempDir;
 
 /// In memory where there is such a place: every write waits for the disk.
@@ -58,4 +65,60 @@ fn as_many_pods_as_addresses() {
         assert!(held.is_empty(), "leaked: {held:?}");
     }
     assert_eq!(addresses, (agents * pods * 2 * 3) as usize, "every address was given once");
+}
+
+/// Who comes or goes while another writes waits, and the next of them writes for all: when the first of
+/// them has its answer, everything is done.
+#[tokio::test]
+async fn who_comes_or_goes_together_shares_a_write() {
+    const PODS: usize = 8;
+    let directory = directory();
+    let store = AnyStore::Directory(open(&directory));
+    let queue = WriteQueue::default();
+    let held = async || {
+        let blocks = store.near_blocks().await.unwrap();
+        blocks.iter().map(|block| block.held().count()).sum::<usize>()
+    };
+    let turn = store.turn("blue").await;
+    let claims = (0..PODS).map(|n| queue.claim(&store, "blue", vec![request(n)]));
+    let mut claims: FuturesUnordered<_> = claims.collect();
+    assert!(claims.next().now_or_never().is_none(), "it is another's turn");
+    drop(turn);
+    claims.next().await.unwrap().unwrap();
+    assert_eq!(held().await, PODS);
+    while let Some(claim) = claims.next().await {
+        claim.unwrap();
+    }
+
+    let turn = store.turn("blue").await;
+    let releases = (0..PODS).map(|n| {
+        let interfaces = vec!["eth0".to_owned()];
+        queue.release(&store, "blue", Held { sandbox_id: format!("sandbox-{n}"), interfaces })
+    });
+    let mut releases: FuturesUnordered<_> = releases.collect();
+    assert!(releases.next().now_or_never().is_none(), "it is another's turn");
+    drop(turn);
+    releases.next().await.unwrap().unwrap();
+    assert_eq!(held().await, 0);
+}
+
+fn request(n: usize) -> Request {
+    let pool = Candidate {
+        pool: "blue".into(),
+        addresses: AddressSet::parse(Family::V4, &["10.0.0.1-10.0.0.99".to_owned()]).unwrap(),
+        strategy: Strategy::Lowest,
+        reuse_delay: ReuseDelay::default(),
+        binding: Binding::Never,
+    };
+    Request {
+        owner: Owner::Pod { namespace: "x".into(), name: format!("p{n}"), uid: n.to_string() },
+        sandbox_id: format!("sandbox-{n}"),
+        interface: "eth0".into(),
+        family: Family::V4,
+        node: "n1".into(),
+        candidates: vec![pool],
+        exact: None,
+        sticky: false,
+        cluster_nodes: 1,
+    }
 }

@@ -16,14 +16,14 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::common::{Controller, cluster, create, network};
 
-const VALIDITY: Duration = Duration::from_secs(12);
+const VALIDITY: Duration = Duration::from_secs(18);
 
-/// Each certificate lives twelve seconds: after thirty, two have expired, and a caller that looks at dates
+/// Each certificate lives eighteen seconds: after forty-five, two have expired, and a caller that looks at dates
 /// still finds a good one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiring_certificate_is_replaced_while_the_webhooks_answer() {
     let (api, client) = cluster().await;
-    let controller = Controller::start(&api, "one", &["--certificate-validity=12s"]).await;
+    let controller = Controller::start(&api, "one", &["--certificate-validity=18s"]).await;
     create(&client, network("first", json!({"vni": 77}))).await.unwrap();
     let (started, mut seen) = (Instant::now(), BTreeSet::new());
     let mut rounds = tokio::time::interval(Duration::from_millis(250));

@@ -4,13 +4,13 @@
 
 mod common;
 
-use std::collections::HashMap;
-
 use common::catalog;
-use multinet::ipam::{Candidate, Request, Taken, View, plan_claim, plan_import, plan_take};
+use multinet::ipam::{
+    Candidate, Living, Pods, Request, Taken, View, is_imported, plan_claim, plan_import, plan_take,
+};
 use multinet::range::Family;
-use multinet::rules::Checked;
-use multinet::types::block::Owner;
+use multinet::rules::{Checked, Home};
+use multinet::types::block::{Entry, Owner};
 use multinet::types::endpoint::SpiderEndpoint;
 use serde_json::json;
 
@@ -53,6 +53,9 @@ fn running_pods_keep_their_addresses() {
         "10.0.0.7": of("shop/b", "uid-of-an-older-life"),
         "10.0.0.8": {"pod": "shop/old", "podUid": "uid-old", "interface": "net1"},
         "10.0.0.9": of("", ""),
+        "10.0.0.10": of("shop/db-0", "uid-db-0"),
+        "10.0.0.11": of("shop/gone", "uid-gone"),
+        "10.0.0.12": of("shop/again", "uid-of-an-older-life"),
     });
     let mut set = |pool: &str, text: String| {
         let status = &mut catalog.pools.get_mut(pool).unwrap().status;
@@ -76,56 +79,75 @@ fn running_pods_keep_their_addresses() {
             json!([{"interface": "eth0", "ipv4": "10.0.0.4/24"}]),
         ),
         endpoint("b", "Deployment", json!([{"interface": "eth0", "ipv4": "10.0.0.7/24"}])),
+        endpoint("db-0", "StatefulSet", json!([{"interface": "eth0", "ipv4": "10.0.0.10/24"}])),
+        endpoint("gone", "Deployment", json!([{"interface": "eth0", "ipv4": "10.0.0.11/24"}])),
     ];
-    let pod = |name: &str| ("shop".to_string(), name.to_string());
-    let nodes = HashMap::from([(pod("alone"), "n2".into()), (pod("old"), "n3".into())]);
+    let living = |name: &str, node: &str| {
+        let pod = Living { uid: format!("uid-{name}"), node: node.into() };
+        (("shop".to_string(), name.to_string()), pod)
+    };
+    let pods = Pods::from([
+        living("a", "n1"),
+        living("b", "n1"),
+        living("alone", "n2"),
+        living("old", "n3"),
+        living("again", "n3"),
+    ]);
     let checked = Checked::new(&catalog);
-    let import = plan_import(&checked, &catalog.pools, &endpoints, &nodes, 7);
+    let import = plan_import(&checked, &catalog.pools, &endpoints, &pods, 7);
 
-    let seen: Vec<String> = import
-        .claims
-        .iter()
-        .map(|(home, e)| {
-            format!("{home} {} {} {} {}", e.address, e.owner.as_ref().unwrap(), e.interface, e.node)
-        })
-        .collect();
+    let claims = &import.claims[&Home::Lan];
+    assert_eq!(import.claims.len(), 1);
+    let line = |e: &Entry| {
+        format!("{} {} {} {}", e.address, e.owner.as_ref().unwrap(), e.interface, e.node)
+    };
+    let seen: Vec<String> = claims.iter().map(line).collect();
     assert_eq!(
         seen,
         [
-            "the LAN domain 10.0.0.2 pod shop/a eth0 n1",
-            "the LAN domain 10.0.0.3 pod shop/a net1 n1",
-            "the LAN domain 10.0.0.4 pod shop/virtualmachineinstance/vm eth0 n1",
-            "the LAN domain 10.0.0.5 pod shop/alone eth0 n2",
-            "the LAN domain 10.0.0.8 pod shop/old net1 n3",
+            "10.0.0.2 pod shop/a eth0 n1",
+            "10.0.0.3 pod shop/a net1 n1",
+            "10.0.0.4 pod shop/virtualmachineinstance/vm eth0 n1",
+            "10.0.0.5 pod shop/alone eth0 n2",
+            "10.0.0.8 pod shop/old net1 n3",
+            // Its next pod may run anywhere.
+            "10.0.0.10 pod shop/db-0 eth0 ",
         ]
     );
     let notes: Vec<String> = import.notes.iter().map(ToString::to_string).collect();
     for (note, expected) in notes.iter().zip([
-        "SpiderIPPool broken: metadata.name: \"broken\": 1 addresses are not imported",
+        "SpiderIPPool broken: metadata.name: \"broken\": is refused, and 1 addresses of it are in use",
         "SpiderIPPool odd: status.allocatedIPs: \"{\": is not read",
-        "SpiderIPPool p: status.allocatedIPs: \"10.0.0.6\": is of pod shop/lost, which has neither",
+        "SpiderIPPool p: status.allocatedIPs: \"10.0.0.6\": is of pod shop/lost, which is gone",
         "SpiderIPPool p: status.allocatedIPs: \"10.0.0.7\": is of another life of the pod",
         "SpiderIPPool p: status.allocatedIPs: \"10.0.0.9\": names no pod",
+        "SpiderIPPool p: status.allocatedIPs: \"10.0.0.11\": is of pod shop/gone, which is gone",
+        "SpiderIPPool p: status.allocatedIPs: \"10.0.0.12\": is of pod shop/again, which is gone",
     ]) {
-        assert!(note.starts_with(expected), "{notes:?}");
+        assert!(note.starts_with(expected), "{note}: {notes:?}");
     }
-    assert_eq!(notes.len(), 5, "{notes:?}");
+    assert_eq!(notes.len(), 7, "{notes:?}");
+    // Where nobody knows who has what, nothing should be imported.
+    let errors: Vec<bool> = import.notes.iter().map(|note| note.problem.is_error()).collect();
+    assert_eq!(errors, [true, true, false, false, false, false, false]);
+    assert!(is_imported(&claims[0], "n1", "uid-a"));
+    assert!(!is_imported(&claims[0], "n2", "uid-a") && !is_imported(&claims[0], "n1", "uid-b"));
 
     // Written once; a second run finds everything in place.
     let mut view = View::new("", []);
     for expected in [Taken::New, Taken::Already] {
-        for (_, record) in &import.claims {
+        for record in claims {
             assert_eq!(plan_take(&mut view, record), expected);
         }
     }
-    let mut theirs = import.claims[0].1.clone();
+    let mut theirs = claims[0].clone();
     theirs.owner = Some(Owner::Pod { namespace: "x".into(), name: "y".into(), uid: "z".into() });
     assert_eq!(plan_take(&mut view, &theirs), Taken::Held("pod shop/a".into()));
 
     // The next ADD of the pod finds its address, and takes it along to its sandbox.
     let (home, p) = &checked.pools["p"];
     let request = Request {
-        owner: import.claims[1].1.owner.clone().unwrap(),
+        owner: claims[1].owner.clone().unwrap(),
         interface: "net1".into(),
         family: Family::V4,
         sandbox_id: "new".into(),

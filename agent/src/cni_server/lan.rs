@@ -25,7 +25,7 @@ use super::ask::{self, Asked, Asker, refused};
 use super::detect::{self, Conflicts, Failed};
 use super::routes::default_prefix;
 use super::server::{CniServer, io_failure, key_of, pod_failure};
-use super::{automatic, master, remove, tombstone};
+use super::{automatic, imported, master, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::journal::AttachmentKey;
 use crate::pod::{self, Netns};
@@ -248,7 +248,7 @@ async fn del(
     request: &Request,
     key: &AttachmentKey,
 ) -> Result<Outcome, CniError> {
-    let Err(error) = release(server, key).await else { return Ok(Outcome::Done) };
+    let Err(error) = release(server, request, key).await else { return Ok(Outcome::Done) };
     tracing::warn!(attachment = %key, "addresses are released later: {error}");
     match cni::tombstone::write(&server.settings.tombstone_dir, request) {
         Ok(()) => Ok(Outcome::Done),
@@ -259,9 +259,19 @@ async fn del(
     }
 }
 
+/// Gives back what a DEL's sandbox has for the interface, imported addresses included.
+pub(super) async fn release(
+    server: &CniServer,
+    request: &Request,
+    key: &AttachmentKey,
+) -> Result<(), StoreError> {
+    imported::release(server, request, key).await?;
+    release_of(server, key).await
+}
+
 /// Gives back what the sandbox has for the interface, or leaves it to the next pod of the same name.
 /// Another sandbox's claims are not its own.
-pub(super) async fn release(server: &CniServer, key: &AttachmentKey) -> Result<(), StoreError> {
+async fn release_of(server: &CniServer, key: &AttachmentKey) -> Result<(), StoreError> {
     let store = server.core.catalog.store();
     let (sandbox, name) = (key.container_id.as_str(), key.ifname.as_str());
     let outlives = match addresses::owner_of(&store, DOMAIN, sandbox, name).await? {
@@ -289,7 +299,7 @@ async fn gc(server: &CniServer, request: &Request) -> Result<(), CniError> {
         }
         tracing::info!(attachment = %key, "given back: the runtime does not know it any more");
         let _lock = server.lock(&key.container_id).await;
-        let released = release(server, &key).await;
+        let released = release_of(server, &key).await;
         released.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))?;
     }
     Ok(())

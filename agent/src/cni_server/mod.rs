@@ -11,6 +11,7 @@
 //! | `automatic` | pools that the controller makes while a pod waits |
 //! | `master` | the device that another plugin's interface is made on |
 //! | `lan` | addresses for other plugins' interfaces |
+//! | `imported` | addresses that were got from Spiderpool |
 //! | `coordinator` | routes of pods, behind other plugins |
 //! | `ifacer` | devices of the node, before other plugins |
 //! | `network_status` | what is written on the pod |
@@ -34,6 +35,7 @@ mod coordinator;
 mod detect;
 mod device_info;
 mod ifacer;
+mod imported;
 mod lan;
 mod master;
 mod network_status;

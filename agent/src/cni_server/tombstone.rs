@@ -37,7 +37,7 @@ pub(super) async fn replay(server: &CniServer) {
                     match request.mode {
                         CallMode::Interface => remove::del(server, &key).await,
                         CallMode::Ipam => {
-                            if let Err(e) = lan::release(server, &key).await {
+                            if let Err(e) = lan::release(server, &request, &key).await {
                                 tracing::warn!(attachment = %key, "released later: {e}");
                                 continue;
                             }

@@ -2,8 +2,8 @@
 //! so that running pods keep theirs.
 //!
 //! A pool's `status.allocatedIPs` says whose an address is; the SpiderEndpoint of the pod says on which
-//! interface and node. The sandbox is not known to either: the claims are freed when their pods are
-//! gone, or taken along by the next ADD of the same pod.
+//! interface. The sandbox is not known to either ([`is_imported`]): the claims are freed by the DEL of the
+//! namespace that has the address, or when their pods are gone, or taken along by the next ADD of the same pod.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::view::View;
 use crate::pod::machine_name;
+use crate::range::{Family, number};
 use crate::rules::{Checked, Home, ObjectProblem, Problem};
 use crate::types::block::{Entry, EntryState, Owner};
 use crate::types::endpoint::SpiderEndpoint;
@@ -21,11 +22,24 @@ use crate::types::pool::SpiderIPPool;
 /// What is to be imported, and what cannot be, with the reason.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Import {
-    /// Records, with the domain whose blocks they go into.
-    pub claims: Vec<(Home, Entry)>,
-    /// What is left out, or odd.
+    /// Records, by the domain whose blocks they go into.
+    pub claims: BTreeMap<Home, Vec<Entry>>,
+    /// What is left out, or odd; an error where it is not known who has addresses of a pool, so that
+    /// nothing should be imported.
     pub notes: Vec<ObjectProblem>,
 }
+
+/// The pod that has a name now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Living {
+    /// Its UID.
+    pub uid: String,
+    /// Where it runs.
+    pub node: String,
+}
+
+/// Pods by namespace and name.
+pub type Pods = HashMap<(String, String), Living>;
 
 /// An element of `status.allocatedIPs`; versions before 0.9 named the interface.
 #[derive(Deserialize)]
@@ -42,28 +56,32 @@ struct Place<'a> {
     interface: &'a str,
     node: &'a str,
     uid: &'a str,
-    machine: bool,
+    owner: &'a str,
 }
 
-/// Plans the import. `nodes` names the node of a pod (namespace, name) that has no SpiderEndpoint.
+impl Place<'_> {
+    fn is_machine(&self) -> bool {
+        matches!(self.owner, "VirtualMachineInstance" | "VirtualMachine")
+    }
+}
+
+/// Plans the import.
 #[must_use]
 pub fn plan_import(
     checked: &Checked,
     pools: &BTreeMap<String, SpiderIPPool>,
     endpoints: &[SpiderEndpoint],
-    nodes: &HashMap<(String, String), String>,
+    pods: &Pods,
     now_ms: u64,
 ) -> Import {
     let places = places(endpoints);
     let mut import = Import::default();
     let mut given: BTreeMap<(Home, IpAddr), String> = BTreeMap::new();
     for pool in pools.values() {
-        let mut note = |field: &str, value: &str, message: String| {
-            import.notes.push(ObjectProblem {
-                kind: SpiderIPPool::KIND,
-                name: pool.metadata.name.clone(),
-                problem: Problem::warning(field, value, message),
-            });
+        let name = &pool.metadata.name;
+        let mut note = |problem: Problem| {
+            let name = name.clone();
+            import.notes.push(ObjectProblem { kind: SpiderIPPool::KIND, name, problem });
         };
         let Some(text) = pool.status.as_ref().and_then(|s| s.allocated_ips.as_deref()) else {
             continue;
@@ -71,27 +89,29 @@ pub fn plan_import(
         let list: BTreeMap<IpAddr, Allocation> = match serde_json::from_str(text) {
             Ok(list) => list,
             Err(e) => {
-                note("status.allocatedIPs", text, format!("is not read: {e}"));
+                let message = format!("is not read ({e}), so that nobody knows who has what");
+                note(Problem::error("status.allocatedIPs", text, message));
                 continue;
             }
         };
-        let Some((home, _)) = checked.pools.get(&pool.metadata.name) else {
-            let message = format!("{} addresses are not imported: the pool is refused", list.len());
-            note("metadata.name", &pool.metadata.name, message);
+        let Some((home, _)) = checked.pools.get(name) else {
+            if !list.is_empty() {
+                let message = format!("is refused, and {} addresses of it are in use", list.len());
+                note(Problem::error("metadata.name", name, message));
+            }
             continue;
         };
         for (address, allocation) in list {
-            match record(address, &allocation, &pool.metadata.name, &places, nodes, now_ms) {
-                Ok(entry) => {
-                    let key = (home.clone(), address);
-                    if let Some(other) = given.insert(key, pool.metadata.name.clone()) {
-                        let message = format!("is in pool {other} as well; imported once");
-                        note("status.allocatedIPs", &address.to_string(), message);
-                        continue;
-                    }
-                    import.claims.push((home.clone(), entry));
+            let imported = record(address, &allocation, name, &places, pods, now_ms);
+            let once = imported.and_then(|entry| {
+                match given.insert((home.clone(), address), name.clone()) {
+                    Some(other) => Err(format!("is in pool {other} as well; imported once")),
+                    None => Ok(entry),
                 }
-                Err(why) => note("status.allocatedIPs", &address.to_string(), why),
+            });
+            match once {
+                Ok(entry) => import.claims.entry(home.clone()).or_default().push(entry),
+                Err(why) => note(Problem::warning("status.allocatedIPs", address, why)),
             }
         }
     }
@@ -112,8 +132,7 @@ fn places(endpoints: &[SpiderEndpoint]) -> HashMap<(&str, &str, IpAddr), Place<'
                     interface: &allocation.interface,
                     node: &status.current.node,
                     uid: &status.current.uid,
-                    machine: status.owner_controller_type == "VirtualMachineInstance"
-                        || status.owner_controller_type == "VirtualMachine",
+                    owner: &status.owner_controller_type,
                 };
                 places.insert((namespace, endpoint.metadata.name.as_str(), address), place);
             }
@@ -127,7 +146,7 @@ fn record(
     allocation: &Allocation,
     pool: &str,
     places: &HashMap<(&str, &str, IpAddr), Place<'_>>,
-    nodes: &HashMap<(String, String), String>,
+    pods: &Pods,
     now_ms: u64,
 ) -> Result<Entry, String> {
     let Some((namespace, name)) = allocation.pod.split_once('/') else {
@@ -138,25 +157,27 @@ fn record(
         let message = "is of another life of the pod than its SpiderEndpoint says";
         return Err(format!("{message} ({}); it is not imported", place.uid));
     }
-    let of_pod = nodes.get(&(namespace.to_string(), name.to_string())).map(String::as_str);
-    let Some(node) = place.map(|p| p.node).filter(|n| !n.is_empty()).or(of_pod) else {
-        return Err(format!(
-            "is of pod {namespace}/{name}, which has neither SpiderEndpoint nor node; \
-             it is not imported"
-        ));
+    let machine = place.is_some_and(Place::is_machine);
+    let pod = pods.get(&(namespace.to_string(), name.to_string()));
+    let living = pod.filter(|pod| pod.uid == allocation.pod_uid).map(|pod| pod.node.as_str());
+    let node = match (place, living) {
+        (_, Some(node)) => node,
+        // The pods of a machine have names of their own.
+        (Some(place), None) if machine => place.node,
+        // The next pod of the name takes it over, wherever that is.
+        (Some(place), None) if place.owner == "StatefulSet" => "",
+        _ => {
+            return Err(format!("is of pod {namespace}/{name}, which is gone; it is not imported"));
+        }
     };
     let named = [place.map_or("", |p| p.interface), &allocation.interface, "eth0"];
     let interface = named.into_iter().find(|i| !i.is_empty()).unwrap_or_default();
-    let machine = place.is_some_and(|p| p.machine);
     let name = if machine { machine_name(name) } else { name.into() };
+    let uid = allocation.pod_uid.clone();
     Ok(Entry {
         address,
         state: EntryState::Allocated,
-        owner: Some(Owner::Pod {
-            namespace: namespace.into(),
-            name,
-            uid: allocation.pod_uid.clone(),
-        }),
+        owner: Some(Owner::Pod { namespace: namespace.into(), name, uid }),
         interface: interface.into(),
         pool: pool.into(),
         sandbox_id: String::new(),
@@ -165,6 +186,14 @@ fn record(
         until_ms: None,
         reason: String::new(),
     })
+}
+
+/// Whether a record was imported and is in use on a node by the pod of this UID: it knows its node, but no
+/// sandbox.
+#[must_use]
+pub fn is_imported(entry: &Entry, node: &str, pod_uid: &str) -> bool {
+    let of_pod = matches!(&entry.owner, Some(Owner::Pod { uid, .. }) if uid == pod_uid);
+    of_pod && entry.state.is_held() && entry.sandbox_id.is_empty() && entry.node == node
 }
 
 /// What became of an imported record.
@@ -180,6 +209,10 @@ pub enum Taken {
 
 /// Notes an imported record in its domain. Running it again changes nothing.
 pub fn plan_take(view: &mut View, record: &Entry) -> Taken {
+    let family = Family::of(record.address);
+    if view.is_broken(family, number(record.address)) {
+        return Taken::Held("an AddressBlock that breaks its rules".into());
+    }
     let present = view.block_of(record.address).and_then(|b| b.entry(record.address));
     if let Some(entry) = present.filter(|e| e.state.is_held()) {
         let same = entry.owner.as_ref().map(Owner::key) == record.owner.as_ref().map(Owner::key);

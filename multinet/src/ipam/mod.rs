@@ -27,7 +27,7 @@ mod view;
 
 pub use claim::{Candidate, Claim, Rejection, Rejections, Request, plan_claim};
 pub use driver::{ClaimError, MAX_ATTEMPTS, claim, claim_groups, load, modify};
-pub use import::{Import, Taken, plan_import, plan_take};
+pub use import::{Import, Living, Pods, Taken, is_imported, plan_import, plan_take};
 pub use reclaim::{
     Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, outlives_pod,
 };

@@ -276,8 +276,8 @@ impl Place<'_> {
     ) -> FileProblem {
         let path = error.path().to_string();
         let inner = error.inner();
-        let mut problem =
-            self.problem(object, if path == "." { "" } else { &path }, inner.to_string());
+        let field = if path == "." { "" } else { &path };
+        let mut problem = self.problem(object, field, said_once(inner, field));
         if let Some(location) = inner.location() {
             problem.line = location.line();
         }
@@ -320,6 +320,15 @@ impl Place<'_> {
         }
         line
     }
+}
+
+/// The decoder's sentence without the field and the place, which the problem says itself.
+fn said_once(error: &serde_yaml_ng::Error, field: &str) -> String {
+    let text = error.to_string();
+    let named = text.strip_prefix(field).and_then(|rest| rest.strip_prefix(": "));
+    let text = named.unwrap_or(&text);
+    let place = error.location().map(|at| format!(" at line {} column {}", at.line(), at.column()));
+    place.and_then(|place| text.strip_suffix(&place)).unwrap_or(text).to_owned()
 }
 
 /// A document and what deserves a word about it, or what is wrong with it.

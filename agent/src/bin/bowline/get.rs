@@ -42,7 +42,7 @@ pub(crate) async fn run(socket: &Path, what: What, json: bool) -> anyhow::Result
             let reply = client.get_counters(api::GetCountersRequest {}).await.map_err(refused)?;
             let counters = reply.into_inner();
             match what {
-                What::Drops => out::rows(&drops(&counters), json),
+                What::Drops => show_drops(&drops(&counters), json),
                 _ => out::rows(&accounts(&counters), json),
             }
         }
@@ -292,6 +292,22 @@ fn tunnels(desired: &api::State, neighbours: &api::Neighbours) -> Vec<TunnelRow>
     rows
 }
 
+fn show_drops(drops: &[DropRow], json: bool) -> anyhow::Result<()> {
+    if json {
+        return out::object(&drops);
+    }
+    println!("{}", drops_text(drops));
+    Ok(())
+}
+
+/// A table of nothing would look like a failure.
+fn drops_text(drops: &[DropRow]) -> String {
+    match drops {
+        [] => "no packet has been dropped on this node".into(),
+        _ => out::table(drops),
+    }
+}
+
 /// Drops of all interfaces, and what interfaces that are gone dropped: the sums agree with the
 /// node's.
 pub(crate) fn drops(counters: &api::Counters) -> Vec<DropRow> {
@@ -406,6 +422,7 @@ mod tests {
         let rows = drops(&counters);
         assert_eq!(rows.iter().map(|row| row.pkts).sum::<u64>(), 5);
         assert_eq!((rows[1].interface.as_str(), rows[1].pkts), ("(removed)", 2));
-        assert!(out::table(&rows).starts_with(" INTERFACE"), "{}", out::table(&rows));
+        assert!(drops_text(&rows).starts_with(" INTERFACE"), "{}", drops_text(&rows));
+        assert!(drops_text(&[]).contains("no packet has been dropped"), "{}", drops_text(&[]));
     }
 }

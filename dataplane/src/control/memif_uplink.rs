@@ -136,7 +136,8 @@ impl Opened {
             Some(listener) => memif_server::start(interface, listener, &wanted.offer(rings), ask)?,
             None => memif_client::start(interface, wanted.config(rings), ask),
         };
-        Ok(Wire { peer, live: false, reason: "no peer has connected".into() })
+        let reason = "no peer has connected".into();
+        Ok(Wire { peer, live: false, reason, peer_name: String::new(), violations: 0 })
     }
 }
 
@@ -170,6 +171,10 @@ pub(super) struct Wire {
     pub(super) live: bool,
     /// Why not.
     pub(super) reason: String,
+    /// What the peer calls itself, while it is connected.
+    pub(super) peer_name: String,
+    /// How often a peer broke the protocol.
+    pub(super) violations: u64,
 }
 
 impl Control {
@@ -183,7 +188,8 @@ impl Control {
     pub(super) async fn wire_news(&mut self, at: usize, news: News) {
         match news {
             News::Up { info, rx, tx } => self.wire_up(at, &info, rx, tx).await,
-            News::Down { reason, .. } => {
+            News::Down { reason, violation: true } => self.violated(at, reason.to_string()).await,
+            News::Down { reason, violation: false } => {
                 self.wire_down(at, format!("the peer left: {reason}")).await;
             }
             News::TurnedAway { reason } => {
@@ -215,6 +221,7 @@ impl Control {
         }
         wire.live = true;
         wire.reason.clear();
+        wire.peer_name.clone_from(&info.peer_name);
         fixed.queues = rx.len() as u32;
         let (id, name) = (fixed.id, fixed.name.clone());
         let message = format!(
@@ -239,6 +246,7 @@ impl Control {
         let Some(wire) = fixed.wire.as_mut().filter(|wire| wire.live) else { return };
         wire.live = false;
         wire.reason.clone_from(&reason);
+        wire.peer_name.clear();
         fixed.queues = 0;
         let (id, name) = (fixed.id, fixed.name.clone());
         self.events.tell("port-down", &name, reason);
@@ -252,18 +260,30 @@ impl Control {
     /// A queue of an uplink or a host tap stopped.
     pub(super) async fn fixed_unwell(&mut self, id: IfaceId, health: Health) {
         let Some(at) = self.fixed.iter().position(|fixed| fixed.id == id) else { return };
-        let fixed = &self.fixed[at];
-        match &fixed.wire {
-            Some(wire) => {
-                let costly = matches!(health, Health::Violation(word) if costs_time(word));
-                wire.peer.order(Order::Close { costly });
-                self.wire_down(at, format!("disconnected: {health:?}")).await;
+        match (&self.fixed[at].wire, health) {
+            (Some(wire), Health::Violation(how)) => {
+                wire.peer.order(Order::Close { costly: costs_time(how) });
+                self.violated(at, how.into()).await;
             }
-            None => {
-                let message = format!("{}: the device is gone or broken ({health:?})", fixed.name);
-                self.events.tell("port-down", &fixed.name, message);
+            _ => {
+                let message = "the device is gone or broken".into();
+                self.events.tell("port-down", &self.fixed[at].name, message);
             }
         }
+    }
+
+    /// The peer of an uplink broke the protocol, and is disconnected.
+    async fn violated(&mut self, at: usize, how: String) {
+        let fixed = &mut self.fixed[at];
+        // Each of its queues may say so.
+        let Some(wire) = fixed.wire.as_mut().filter(|wire| wire.live) else { return };
+        wire.violations += 1;
+        let message = format!(
+            "the peer \"{}\" broke the protocol and was disconnected: {how}",
+            wire.peer_name
+        );
+        self.events.tell("peer-violation", &fixed.name, message.clone());
+        self.wire_down(at, message).await;
     }
 
     /// The queues of an uplink's last peer are dropped: the next is welcome.

@@ -90,12 +90,15 @@ impl Control {
 
     fn fixed_status(fixed: &Fixed, carrier: bool) -> api::InterfaceStatus {
         use api::interface_status::Link;
-        let wire = fixed.wire.as_ref().filter(|wire| !wire.live);
-        let why_down = wire.map_or(if carrier { "" } else { "no carrier" }, |wire| &wire.reason);
+        let wire = fixed.wire.as_ref();
+        let down = wire.filter(|wire| !wire.live);
+        let why_down = down.map_or(if carrier { "" } else { "no carrier" }, |wire| &wire.reason);
         api::InterfaceStatus {
             id: fixed_id(fixed),
             link: if why_down.is_empty() { Link::Up } else { Link::Down } as i32,
             reason: why_down.into(),
+            peer: wire.map_or_else(String::new, |wire| wire.peer_name.clone()),
+            violations: wire.map_or(0, |wire| wire.violations),
             rx_queues: fixed.queues,
             tx_queues: fixed.queues,
             name: fixed.name.clone(),

@@ -22,4 +22,5 @@ mod testpmd;
 mod tunnel_fields;
 mod tunnel_guard;
 mod two_nodes;
+mod uplink_peer;
 mod vxlan;

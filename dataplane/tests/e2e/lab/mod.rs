@@ -17,6 +17,7 @@ pub mod proc;
 pub mod pump;
 pub mod raw;
 pub mod rogue;
+pub mod rogue_server;
 pub mod strain;
 pub mod sys;
 pub mod uplink;

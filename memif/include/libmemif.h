@@ -259,8 +259,9 @@ int memif_refill_queue(memif_conn_handle_t conn, uint16_t qid, uint16_t count, u
 int memif_set_rx_mode(memif_conn_handle_t conn, memif_rx_mode_t rx_mode, uint16_t qid);
 int memif_get_queue_efd(memif_conn_handle_t conn, uint16_t qid, int *fd);
 
-/* Sending: allocate buffers (several per frame when size exceeds a buffer; each counts), fill
- * them, send them in the order of their allocation. */
+/* Sending: allocate buffers for count frames, fill them, send them in the order of their allocation.
+ * A frame longer than a buffer takes several: bufs must have room for all of them, and count_out says
+ * how many buffers there are. */
 int memif_buffer_alloc(memif_conn_handle_t conn, uint16_t qid, memif_buffer_t *bufs, uint16_t count,
 		       uint16_t *count_out, uint16_t size);
 int memif_tx_burst(memif_conn_handle_t conn, uint16_t qid, memif_buffer_t *bufs, uint16_t count,

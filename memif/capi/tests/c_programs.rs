@@ -52,6 +52,11 @@ fn both_roles_with_the_programs_event_loop() {
     check("events");
 }
 
+#[test]
+fn what_an_application_may_do_when_it_is_called_back() {
+    check("callbacks");
+}
+
 /// What the header declares.
 fn functions() -> Vec<String> {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../include/libmemif.h");

@@ -81,7 +81,7 @@ static void send_frame(struct end *end, uint16_t len, uint32_t seed)
 	uint16_t n = 0, sent = 0;
 	uint32_t at = 0;
 	uint16_t want = (len + 2047) / 2048;
-	OK(memif_buffer_alloc(end->conn, 0, bufs, want, &n, len));
+	OK(memif_buffer_alloc(end->conn, 0, bufs, 1, &n, len));
 	CHECK(n == want);
 	for (int i = 0; i < n; i++) {
 		uint8_t whole[65536];
@@ -146,6 +146,13 @@ static void limits(struct end *a, struct end *b)
 	OK(memif_buffer_alloc(a->conn, 0, in, 1, &n, 64));
 	CHECK(in[0].desc_index == bufs[1].desc_index && in[0].data == bufs[1].data);
 	CHECK(memif_set_next_free_buffer(a->conn, 0, &bufs[2]) == MEMIF_ERR_INVAL_ARG);
+	OK(memif_set_next_free_buffer(a->conn, 0, &bufs[0]));
+	/* Frames are counted, not buffers; one for which the ring has not room enough gets none. */
+	OK(memif_buffer_alloc(a->conn, 0, bufs, 2, &n, 5000));
+	CHECK(n == 6 && bufs[0].len == 2048 && bufs[2].len == 904 && !bufs[2].flags);
+	OK(memif_set_next_free_buffer(a->conn, 0, &bufs[0]));
+	CHECK(memif_buffer_alloc(a->conn, 0, bufs, RING, &n, 5000) == MEMIF_ERR_NOBUF_RING);
+	CHECK(n == RING / 3 * 3 && bufs[n - 1].len == 904);
 	OK(memif_set_next_free_buffer(a->conn, 0, &bufs[0]));
 }
 
@@ -265,8 +272,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 2; i++) {
 		OK(memif_get_queue_efd(both[i]->conn, 0, &fd));
 		CHECK(fd >= 0 && memif_get_queue_efd(both[i]->conn, 3, &fd) == MEMIF_ERR_QID);
-		/* Connected already, or listening: nothing to do. */
-		OK(memif_request_connection(both[i]->conn));
+		CHECK(memif_request_connection(both[i]->conn) == MEMIF_ERR_ALRCONN);
 		OK(memif_set_connection_request_timer(both[i]->sock, (struct itimerspec){0}));
 		/* A waiting call is cancelled from another thread. */
 		CHECK(pthread_create(&thread, NULL, cancel, both[i]->sock) == 0);

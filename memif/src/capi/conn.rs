@@ -1,12 +1,13 @@
 //! Interfaces of the C interface: made, connected, lost, deleted.
 
-use super::events::{External, Kind, Socket, Watch, offer};
+use super::events::{External, Inside, Kind, Socket, Watch, offer};
 use super::socket::default_socket;
 use super::types::{
     AddExternalRegion, ConnArgs, ConnectionUpdate, DelExternalRegion, Error, OnInterrupt, text_of,
 };
 use crate::client::Hooks;
 use crate::region::Lent;
+use crate::ring::Ring;
 use crate::{
     Address, ClientConfig, ClientEvent, CloseReason, Connection, Connector, Mode, Offer, RxQueue,
     Status, TxQueue,
@@ -29,6 +30,10 @@ pub(super) struct Conn {
     connector: Option<Connector>,
     attempt_watch: *mut Watch,
     pub(super) live: Option<Live>,
+    /// The application is being told that the connection ends.
+    leaving: bool,
+    /// The application has deleted it, and may be told of that yet.
+    deleted: bool,
     /// Why it was disconnected last.
     pub(super) error: String,
 }
@@ -56,6 +61,11 @@ impl Conn {
         self.live.is_some()
     }
 
+    /// Connected or on its way.
+    fn is_busy(&self) -> bool {
+        self.live.is_some() || self.connector.is_some()
+    }
+
     pub(super) fn offer(&self) -> Offer {
         offer(&self.args, self.mode)
     }
@@ -75,7 +85,7 @@ impl Conn {
     pub(super) unsafe fn request(this: *mut Self) -> Error {
         // SAFETY: by this function's contract.
         unsafe {
-            if (*this).is_server() || (*this).live.is_some() || (*this).connector.is_some() {
+            if (*this).is_server() || (*this).is_busy() {
                 return Error::Success;
             }
             let socket = (*this).socket;
@@ -208,26 +218,42 @@ impl Conn {
         Error::Success
     }
 
-    /// Ends a connection and tells the application.
+    /// Tells the application that a connection ends, and ends it: until it was told, threads of its own
+    /// may be using the queues.
     ///
     /// # Safety
     /// As for [`request`](Self::request).
     unsafe fn down(this: *mut Self, reason: &CloseReason) {
+        // SAFETY: by this function's contract; the socket outlives the callback, see `Inside`.
+        unsafe {
+            if (*this).live.is_none() || std::mem::replace(&mut (*this).leaving, true) {
+                return;
+            }
+            (*this).error = reason.to_string();
+            let (socket, callback, ctx) = ((*this).socket, (*this).on_disconnect, (*this).ctx);
+            callback(this.cast(), ctx);
+            // The application may have deleted it.
+            if (*socket).conns.contains(&this) {
+                Self::tear_down(this, reason);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`request`](Self::request).
+    unsafe fn tear_down(this: *mut Self, reason: &CloseReason) {
         // SAFETY: by this function's contract.
         unsafe {
+            (*this).leaving = false;
             let Some(live) = (*this).live.take() else { return };
             let socket = (*this).socket;
             Socket::unwatch(socket, live.control_watch);
             for &watch in &live.interrupt_watches {
                 Socket::unwatch(socket, watch);
             }
-            (*this).error = reason.to_string();
-            let Live { connection, rx, tx, .. } = live;
-            connection.disconnect(reason);
+            live.connection.disconnect(reason);
             // The application's memory goes back with the last queue.
-            drop((rx, tx));
-            let (callback, ctx) = ((*this).on_disconnect, (*this).ctx);
-            callback(this.cast(), ctx);
+            drop((live.rx, live.tx));
         }
     }
 }
@@ -281,14 +307,14 @@ fn ask_for_memory(
     Some((lent, file))
 }
 
-/// Makes an interface: a server listens, a client connects, at once.
+/// Makes an interface: a server listens, a client connects, at once. Defaults are written into `args`.
 ///
 /// # Safety
-/// `conn` and `args` are valid; `args.socket` is a socket.
+/// `conn` and `args` are valid, the handle is null; `args.socket` is a socket or null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memif_create(
     conn: *mut *mut c_void,
-    args: *const ConnArgs,
+    args: *mut ConnArgs,
     on_connect: Option<ConnectionUpdate>,
     on_disconnect: Option<ConnectionUpdate>,
     on_interrupt: Option<OnInterrupt>,
@@ -301,7 +327,12 @@ pub unsafe extern "C" fn memif_create(
         return Error::InvalArg as c_int;
     }
     // SAFETY: by this function's contract.
-    let mut args = unsafe { *args };
+    let args = unsafe {
+        if !(*conn).is_null() {
+            return Error::Conn as c_int;
+        }
+        &mut *args
+    };
     let socket: *mut Socket = match args.socket.is_null() {
         true => default_socket(),
         false => args.socket.cast(),
@@ -312,8 +343,11 @@ pub unsafe extern "C" fn memif_create(
         2 => Mode::PuntInject,
         _ => return Error::Mode as c_int,
     };
-    if socket.is_null() || args.log2_ring_size > 15 {
+    if socket.is_null() {
         return Error::InvalArg as c_int;
+    }
+    if args.log2_ring_size > Ring::MAX_LOG2 {
+        return Error::MaxRing as c_int;
     }
     let default = |value: &mut u8, or: u8| *value = if *value == 0 { or } else { *value };
     default(&mut args.num_s2m_rings, 1);
@@ -322,6 +356,7 @@ pub unsafe extern "C" fn memif_create(
     if args.buffer_size == 0 {
         args.buffer_size = 2048;
     }
+    let args = *args;
     // SAFETY: by this function's contract; no references are alive when the application is called.
     unsafe {
         let same = |&c: &*mut Conn| {
@@ -342,13 +377,17 @@ pub unsafe extern "C" fn memif_create(
             connector: None,
             attempt_watch: std::ptr::null_mut(),
             live: None,
+            leaving: false,
+            deleted: false,
             error: String::new(),
         }));
         (*socket).conns.push(new);
         *conn = new.cast();
         let error = memif_request_connection(new.cast());
-        // A server that is not there yet is no error: the timer or a request will find it.
-        let absent = [Error::Connrefused as c_int, Error::NoFile as c_int].contains(&error);
+        // A server that is not there yet, or has many waiting, is no error: the timer or a request will
+        // find it.
+        let absent = [Error::Connrefused, Error::NoFile, Error::Again].map(|e| e as c_int);
+        let absent = absent.contains(&error);
         if error != Error::Success as c_int && !(absent && args.is_master == 0) {
             memif_delete(conn);
             return error;
@@ -369,7 +408,11 @@ pub unsafe extern "C" fn memif_request_connection(conn: *mut c_void) -> c_int {
     }
     // SAFETY: by this function's contract; no references are alive when the application is called.
     unsafe {
+        if (*this).is_busy() {
+            return Error::Alrconn as c_int;
+        }
         let socket = (*this).socket;
+        let _inside = Inside::enter(socket);
         if (*this).is_server() {
             return Socket::listen(socket).map_or_else(|e| e as c_int, |()| 0);
         }
@@ -379,7 +422,7 @@ pub unsafe extern "C" fn memif_request_connection(conn: *mut c_void) -> c_int {
     }
 }
 
-/// Disconnects and forgets an interface, and sets the handle to null.
+/// Calls on_disconnect, disconnects and forgets an interface, and sets the handle to null.
 ///
 /// # Safety
 /// `conn` points to a handle.
@@ -392,15 +435,24 @@ pub unsafe extern "C" fn memif_delete(conn: *mut *mut c_void) -> c_int {
         }
         let this: *mut Conn = (*conn).cast();
         let socket = (*this).socket;
-        (*socket).conns.retain(|&c| c != this);
+        let _inside = Inside::enter(socket);
+        // By another handle, in on_disconnect.
+        if std::mem::replace(&mut (*this).deleted, true) {
+            return Error::Noconn as c_int;
+        }
+        if !std::mem::replace(&mut (*this).leaving, true) {
+            let (callback, ctx) = ((*this).on_disconnect, (*this).ctx);
+            callback(this.cast(), ctx);
+        }
         Conn::stop_attempt(this);
         if (*this).is_server() {
             Socket::forget_handshakes(socket, (*this).args.interface_id);
         }
-        Conn::down(this, &CloseReason::Local("interface deleted".to_owned()));
+        Conn::tear_down(this, &CloseReason::Local("interface deleted".to_owned()));
+        (*socket).conns.retain(|&c| c != this);
         let servers = (*socket).conns.iter().any(|&c| (*c).is_server());
         if (*this).is_server() && !servers {
-            Socket::stop_listening(socket);
+            Socket::rest(socket);
         }
         drop(Box::from_raw(this));
         *conn = std::ptr::null_mut();

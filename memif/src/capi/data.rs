@@ -187,10 +187,10 @@ unsafe fn external_offset(
     }
 }
 
-/// Reserves room for frames of `size` bytes: up to `count` buffers, several for a long frame.
+/// Reserves room for `count` frames of `size` bytes; a frame that is longer than a buffer takes several.
 ///
 /// # Safety
-/// `conn` is an interface, `bufs` has room for `count` buffers, `count_out` is valid.
+/// `conn` is an interface, `bufs` has room for the buffers of `count` frames, `count_out` is valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memif_buffer_alloc(
     conn: *mut c_void,
@@ -210,10 +210,10 @@ pub unsafe extern "C" fn memif_buffer_alloc(
             let client = live.connection.info().role == Role::Client;
             let (offset, ctx) = external_offset(conn);
             let offset = offset.filter(|_| client);
-            while *count_out < count {
+            for _ in 0..count {
                 let at = bufs.add(usize::from(*count_out));
                 let move_to = || offset.map(|offset| offset(ctx));
-                match alloc_frame(queue, at, count - *count_out, size.into(), &move_to) {
+                match alloc_frame(queue, at, size.into(), &move_to) {
                     Ok(Some(used)) => *count_out += used,
                     Ok(None) => return Err(Error::NobufRing),
                     Err(violation) => return Err(broken(live, violation)),
@@ -227,11 +227,10 @@ pub unsafe extern "C" fn memif_buffer_alloc(
 /// Buffers for one frame, or none at all.
 ///
 /// # Safety
-/// `bufs` has room for `room` buffers.
+/// `bufs` has room for the frame's buffers.
 unsafe fn alloc_frame(
     queue: &mut TxQueue,
     bufs: *mut Buffer,
-    room: u16,
     size: u32,
     move_to: &dyn Fn() -> Option<u32>,
 ) -> Result<Option<u16>, Violation> {
@@ -240,8 +239,7 @@ unsafe fn alloc_frame(
         if let (Some(offset), Some(slot)) = (move_to(), queue.next_reserve()) {
             queue.move_buffer(slot, offset);
         }
-        let reserved = if used < room { queue.reserve_slot()? } else { None };
-        let Some((slot, seg)) = reserved else {
+        let Some((slot, seg)) = queue.reserve_slot()? else {
             queue.rewind(used);
             return Ok(None);
         };

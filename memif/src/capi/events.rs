@@ -38,6 +38,52 @@ pub(super) struct Socket {
     house: Option<TimerFd>,
     pub(super) house_watch: *mut Watch,
     pub(super) external: External,
+    /// The listener came from the application, and stays while no interface uses it.
+    lent_listener: bool,
+    /// Calls of the library that use this socket, one inside the other.
+    inside: u32,
+    /// The application has deleted it.
+    deleted: bool,
+}
+
+/// Keeps a socket that the application deletes when it is called back until the call that did so is over.
+pub(super) struct Inside(*mut Socket);
+
+impl Inside {
+    /// # Safety
+    /// `socket` is live.
+    pub(super) unsafe fn enter(socket: *mut Socket) -> Self {
+        // SAFETY: by this function's contract.
+        unsafe { (*socket).inside += 1 };
+        Self(socket)
+    }
+
+    /// The application's last use of the socket.
+    ///
+    /// # Safety
+    /// As for [`Socket::watch`].
+    pub(super) unsafe fn delete(self) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            Socket::stop_listening(self.0);
+            for watch in [&raw mut (*self.0).timer_watch, &raw mut (*self.0).house_watch] {
+                Socket::unwatch(self.0, watch.replace(std::ptr::null_mut()));
+            }
+            (*self.0).deleted = true;
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // SAFETY: live, because this kept it; nobody has references to it.
+        unsafe {
+            (*self.0).inside -= 1;
+            if (*self.0).deleted && (*self.0).inside == 0 {
+                drop(Box::from_raw(self.0));
+            }
+        }
+    }
 }
 
 pub(super) struct Own {
@@ -96,6 +142,9 @@ impl Socket {
             house: None,
             house_watch: null,
             external: External::default(),
+            lent_listener: false,
+            inside: 0,
+            deleted: false,
         })
     }
 
@@ -162,12 +211,16 @@ impl Socket {
         let address = Address::parse(&text_of(&socket.args.path));
         let listener = Listener::bind(&address).map_err(|e| Error::from(&e))?;
         // SAFETY: as above.
-        unsafe { Self::set_listener(this, listener) }
+        unsafe { Self::set_listener(this, listener, false) }
     }
 
     /// # Safety
     /// As for [`watch`](Self::watch).
-    pub(super) unsafe fn set_listener(this: *mut Self, listener: Listener) -> Result<(), Error> {
+    pub(super) unsafe fn set_listener(
+        this: *mut Self,
+        listener: Listener,
+        lent: bool,
+    ) -> Result<(), Error> {
         let limits = Limits { s2m_rings: 255, m2s_rings: 255, ..Limits::default() };
         let limits = ListenerLimits {
             half_open: 64,
@@ -179,6 +232,7 @@ impl Socket {
         unsafe {
             Self::unwatch(this, (*this).listener_watch);
             (*this).listener = Some(listener.with_limits(limits));
+            (*this).lent_listener = lent;
             Self::resume_listener(this)
         }
     }
@@ -196,11 +250,25 @@ impl Socket {
         }
     }
 
-    /// Stops listening and forgets half-open handshakes: the last server interface is gone.
+    /// The last server interface is gone: nobody listens any more, but on a socket that the application
+    /// has given.
     ///
     /// # Safety
     /// As for [`watch`](Self::watch).
-    pub(super) unsafe fn stop_listening(this: *mut Self) {
+    pub(super) unsafe fn rest(this: *mut Self) {
+        // SAFETY: by this function's contract.
+        unsafe {
+            if !(*this).lent_listener {
+                Self::stop_listening(this);
+            }
+        }
+    }
+
+    /// Stops listening and forgets half-open handshakes.
+    ///
+    /// # Safety
+    /// As for [`watch`](Self::watch).
+    unsafe fn stop_listening(this: *mut Self) {
         // SAFETY: by this function's contract.
         unsafe {
             for watch in std::mem::take(&mut (*this).handshakes) {
@@ -329,6 +397,9 @@ impl Socket {
         let now = Instant::now();
         // SAFETY: by this function's contract; references end before callbacks run.
         unsafe {
+            if (*this).deleted {
+                return;
+            }
             if (*this).listener.is_some()
                 && (*this).listener_watch.is_null()
                 && (*this).listener.as_ref().and_then(Listener::retry_at).is_none_or(|t| t <= now)
@@ -431,6 +502,8 @@ unsafe fn forget(watch: *mut Watch) -> Kind {
 unsafe fn handle(watch: *mut Watch) -> Error {
     // SAFETY: the caller found the address among the live watches.
     let (socket, kind) = unsafe { ((*watch).socket, &(*watch).kind) };
+    // SAFETY: as above.
+    let _inside = unsafe { Inside::enter(socket) };
     // SAFETY: live watches belong to live sockets and interfaces.
     let result = unsafe {
         match *kind {
@@ -462,8 +535,7 @@ unsafe fn handle(watch: *mut Watch) -> Error {
             }
         }
     };
-    // SAFETY: as above; callbacks cannot delete the socket while it has interfaces, and deleting the
-    // last of them leaves the socket itself alone.
+    // SAFETY: as above; a socket that was deleted meanwhile is kept until here.
     unsafe { Socket::keep_house(socket) };
     result
 }

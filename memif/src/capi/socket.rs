@@ -1,6 +1,6 @@
 //! Functions of the C interface for sockets.
 
-use super::events::{External, Kind, Socket, drain, handle_address};
+use super::events::{External, Inside, Kind, Socket, drain, handle_address};
 use super::types::{
     AddExternalRegion, DelExternalRegion, EVENT_ERROR, EVENT_READ, Error, GetExternalBufferOffset,
     GetExternalRegionAddr, SocketArgs,
@@ -79,10 +79,7 @@ pub unsafe extern "C" fn memif_delete_socket(sock: *mut *mut c_void) -> c_int {
         if !(*socket).conns.is_empty() {
             return Error::InvalArg as c_int;
         }
-        Socket::stop_listening(socket);
-        Socket::unwatch(socket, (*socket).timer_watch);
-        Socket::unwatch(socket, (*socket).house_watch);
-        drop(Box::from_raw(socket));
+        Inside::enter(socket).delete();
         *sock = std::ptr::null_mut();
     }
     Error::Success as c_int
@@ -116,7 +113,7 @@ pub unsafe extern "C" fn memif_poll_event(sock: *mut c_void, timeout: c_int) -> 
         let Some(own) = (unsafe { &(*socket).own }) else { return Error::InvalArg as c_int };
         let timeout = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::NONE);
         match own.epoll.wait(&mut events, timeout) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => return Error::Success as c_int,
+            Ok(0) => return Error::Success as c_int,
             Ok(_) => {}
             Err(errno) => return Error::from(errno) as c_int,
         }
@@ -208,7 +205,7 @@ pub unsafe extern "C" fn memif_set_listener_fd(sock: *mut c_void, fd: c_int) -> 
     unsafe {
         match Listener::from_fd(OwnedFd::from_raw_fd(fd)) {
             Err(error) => Error::from(&error) as c_int,
-            Ok(listener) => Socket::set_listener(socket, listener)
+            Ok(listener) => Socket::set_listener(socket, listener, true)
                 .map_or_else(|e| e as c_int, |()| Error::Success as c_int),
         }
     }

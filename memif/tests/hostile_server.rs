@@ -100,7 +100,8 @@ impl RogueServer {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        self.region.as_ref().unwrap().write_all_at(bytes, at).unwrap();
+        let (process, base) = mapping_of(self.region.as_ref().unwrap());
+        process.write_all_at(bytes, base + at).unwrap();
     }
 
     fn ring_at(&self, index: usize) -> u64 {
@@ -110,6 +111,18 @@ impl RogueServer {
     fn set_tail(&self, ring: usize, tail: u16) {
         self.write(self.ring_at(ring) + 64, &tail.to_le_bytes());
     }
+}
+
+/// Where in this process a memory file is mapped, and a way to write there by address. A client seals its
+/// memory when it is connected: from then on it can be written where it is mapped only.
+fn mapping_of(memory: &File) -> (File, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let inode = memory.metadata().unwrap().ino().to_string();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|l| l.split_whitespace().nth(4) == Some(&inode)).unwrap();
+    let start = line.split('-').next().unwrap();
+    let process = File::options().write(true).open("/proc/self/mem").unwrap();
+    (process, u64::from_str_radix(start, 16).unwrap())
 }
 
 fn failed(event: ClientEvent) -> CloseReason {
@@ -151,6 +164,29 @@ fn the_exported_memory_cannot_be_resized() {
     let region = server.region.as_ref().unwrap();
     assert!(region.set_len(0).is_err());
     assert!(region.set_len(1 << 30).is_err());
+}
+
+/// A worker that touches a page while it is taken out sleeps until that is done.
+#[test]
+fn the_exported_memory_has_no_holes() {
+    use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+    let punch = |server: &RogueServer| {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(server.region.as_ref().unwrap(), flags, 0, 4096)
+    };
+    let (server, ..) = RogueServer::new().establish();
+    assert_eq!(punch(&server), Err(nix::Error::EPERM));
+    // A server that forbids further seals before has lost its client.
+    let mut server = RogueServer::new();
+    server.say(&Message::Hello(hello()));
+    while !matches!(server.hear(), Message::Connect(_)) {
+        server.say(&Message::Ack);
+    }
+    let seal = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SEAL);
+    fcntl(server.region.as_ref().unwrap(), seal).unwrap();
+    let reason = failed(server.say(&Message::Connected(Name::truncated("x"))));
+    assert!(matches!(reason, CloseReason::Region { index: 0, .. }), "{reason}");
+    assert_eq!(punch(&server), Ok(()), "what it is refused for");
 }
 
 #[test]

@@ -376,6 +376,25 @@ fn a_lost_client_comes_back_with_backoff() {
     }
 }
 
+/// Pods are alike: process 1, interface 0, one name. They must not all come back in the same millisecond.
+#[test]
+fn no_two_clients_wait_for_the_same_times() {
+    let waits = |name: &str| {
+        let mut connector =
+            Connector::new(ClientConfig::new(Address::Abstract(name.to_owned()), 0));
+        let start = Instant::now();
+        let mut now = start;
+        let wait = |_| {
+            assert!(matches!(connector.poll(now), ClientEvent::Failed(_)));
+            now = connector.deadline().unwrap();
+            now.duration_since(start)
+        };
+        (0..8).map(wait).collect::<Vec<_>>()
+    };
+    let name = unique_name();
+    assert_ne!(waits(&name), waits(&name));
+}
+
 /// An abstract name belongs to a network namespace: a listener made there is reached from there alone.
 #[test]
 fn abstract_names_belong_to_a_network_namespace() {

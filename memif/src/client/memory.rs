@@ -6,7 +6,7 @@
 use super::ClientConfig;
 use crate::error::{CloseReason, RegionError};
 use crate::region::health::Health;
-use crate::region::{Lent, Region, Regions, page_bytes};
+use crate::region::{Lent, Region, Regions, page_bytes, seal_against_holes};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
@@ -169,6 +169,18 @@ impl Memory {
         Some((Message::AddRing(add), ring.eventfd.as_fd()))
     }
 
+    /// The server takes no pages out of it from now on: it has mapped everything.
+    ///
+    /// # Errors
+    /// The server has forbidden further seals.
+    pub(crate) fn seal(&self) -> Result<(), CloseReason> {
+        for (index, (file, _)) in (0..).zip(&self.regions) {
+            let sealed = seal_against_holes(file);
+            sealed.map_err(|error| CloseReason::Region { index, error })?;
+        }
+        Ok(())
+    }
+
     /// CONNECTED has come: the rings become queues, and the empty buffers go to the server.
     pub(crate) fn into_queues(
         self,
@@ -222,7 +234,7 @@ impl Shape {
     }
 }
 
-/// A memory file of a size that nobody can change any more. Further seals are the server's to add.
+/// A memory file of a size that nobody can change any more. Further seals come when it is mapped.
 fn sealed_file(bytes: u64, huge_pages: bool) -> Result<OwnedFd, RegionError> {
     let system = |call| move |errno| RegionError::System { call, errno };
     let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;

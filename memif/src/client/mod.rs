@@ -14,6 +14,7 @@ use crate::wire::{Hello, Init, Message, Mode, Name, Secret, VERSION};
 use memory::{Memory, Shape};
 
 pub(crate) use memory::Hooks;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -117,7 +118,8 @@ impl Connector {
     #[must_use]
     pub fn new(config: ClientConfig) -> Self {
         let now = Instant::now();
-        let seed = u64::from(std::process::id()) << 32 | u64::from(config.id) | 1;
+        // The process id would not do: in its own namespace every pod's is 1.
+        let seed = RandomState::new().build_hasher().finish() | 1;
         Self {
             config,
             state: State::Waiting(now),
@@ -199,22 +201,22 @@ impl Connector {
                 ClientEvent::Pending
             }
             Ok(Some(server_interface)) => {
-                self.backoff = BACKOFF_MIN;
                 match attempt.finish(&self.config, &self.hooks, server_interface) {
-                    Some(connection) => ClientEvent::Connected(connection),
-                    None => self.fail(CloseReason::NoRings, now),
+                    Ok(connection) => {
+                        self.backoff = BACKOFF_MIN;
+                        ClientEvent::Connected(connection)
+                    }
+                    Err((socket, reason)) => self.fail(socket, reason, now),
                 }
             }
-            Err(reason) => {
-                say_goodbye(attempt.socket.as_fd(), &reason);
-                shut_down(attempt.socket.as_fd());
-                self.failed = Some(attempt.socket);
-                self.fail(reason, now)
-            }
+            Err(reason) => self.fail(attempt.socket, reason, now),
         }
     }
 
-    fn fail(&mut self, reason: CloseReason, now: Instant) -> ClientEvent {
+    fn fail(&mut self, socket: OwnedFd, reason: CloseReason, now: Instant) -> ClientEvent {
+        say_goodbye(socket.as_fd(), &reason);
+        shut_down(socket.as_fd());
+        self.failed = Some(socket);
         self.retry(now);
         ClientEvent::Failed(reason)
     }
@@ -346,9 +348,16 @@ impl Attempt {
         config: &ClientConfig,
         hooks: &Hooks,
         server_interface: String,
-    ) -> Option<Connection> {
+    ) -> Result<Connection, (OwnedFd, CloseReason)> {
         let (peer_pid, peer_uid) = peer_credentials(self.socket.as_fd());
-        let (regions, rx, tx) = self.memory?.into_queues(config.max_frame_bytes, hooks.as_libmemif);
+        let Some(memory) = self.memory else { return Err((self.socket, CloseReason::NoRings)) };
+        // A program of libmemif's may map the files that it is shown.
+        if !hooks.as_libmemif
+            && let Err(reason) = memory.seal()
+        {
+            return Err((self.socket, reason));
+        }
+        let (regions, rx, tx) = memory.into_queues(config.max_frame_bytes, hooks.as_libmemif);
         let info = Info {
             role: Role::Client,
             id: config.id,
@@ -359,6 +368,6 @@ impl Attempt {
             peer_uid,
             mapped_bytes: regions.mapped_bytes(),
         };
-        Some(Connection::new(self.socket, info, regions, rx, tx))
+        Ok(Connection::new(self.socket, info, regions, rx, tx))
     }
 }

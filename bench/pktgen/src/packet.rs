@@ -28,6 +28,11 @@ pub const PORT: u16 = 9700;
 /// Bytes of payload before the body.
 pub const PAYLOAD_HEADER_BYTES: usize = 20;
 const TAG_EVERY_BYTES: usize = 64;
+/// UDP header and payload before the body.
+const MARKED_BYTES: usize = Udp::BYTES + PAYLOAD_HEADER_BYTES;
+/// The same behind an IP header without options.
+const MARKED4_BYTES: usize = Ipv4::BYTES + MARKED_BYTES;
+const MARKED6_BYTES: usize = Ipv6::BYTES + MARKED_BYTES;
 
 /// A number for a stream that no other of this process has (but for the 65,000th after it).
 #[must_use]
@@ -79,6 +84,8 @@ pub struct Template {
     src_port: u16,
     /// Last two bytes of the first destination.
     dst_low: u16,
+    /// Last two bytes of the destination that was written last.
+    dst_low_now: u16,
     ipv4_checksum: Option<u16>,
 }
 
@@ -116,6 +123,7 @@ impl Template {
             l4,
             src_port: stream.src_port,
             dst_low: u16::from_be_bytes(last_two(stream.dst)),
+            dst_low_now: u16::from_be_bytes(last_two(stream.dst)),
             ipv4_checksum: None,
             bytes,
         };
@@ -157,14 +165,21 @@ impl Template {
         self.mark_header(mark)
     }
 
+    /// The frame with this mark, and with tags in its body if its number has none of these bits.
+    #[inline]
+    pub fn marked(&mut self, mark: Mark, untagged_mask: u32) -> &[u8] {
+        if mark.seq & untagged_mask == 0 { self.mark(mark) } else { self.mark_header(mark) }
+    }
+
     /// The frame with this mark, but for the body's tags, which stay as they are: its checksum is
     /// right, [`read`] would take it for a mixture, [`read_header`] does not look.
     #[inline]
     pub fn mark_header(&mut self, mark: Mark) -> &[u8] {
         let port = self.src_port.wrapping_add(mark.port_offset);
         let dst_low = self.dst_low.wrapping_add(mark.dst_offset);
-        self.patch_dst(dst_low);
-        self.bytes[self.l4..self.l4 + 2].copy_from_slice(&port.to_be_bytes());
+        if dst_low != self.dst_low_now {
+            self.patch_dst(dst_low);
+        }
         let time = mark.time_ns;
         let fix = Sum::from_word(mark.flow)
             .dword(mark.seq)
@@ -173,11 +188,15 @@ impl Template {
             .word(port)
             .word(dst_low)
             .complement();
-        let payload = &mut self.bytes[self.l4 + Udp::BYTES..];
-        payload[4..6].copy_from_slice(&mark.flow.to_be_bytes());
-        payload[6..10].copy_from_slice(&mark.seq.to_be_bytes());
-        payload[10..18].copy_from_slice(&time.to_be_bytes());
-        payload[18..20].copy_from_slice(&fix.to_be_bytes());
+        // Every frame is as long as this; looked at once, all places below are known to be there.
+        if let Some(udp) = self.bytes[self.l4..].first_chunk_mut::<MARKED_BYTES>() {
+            udp[..2].copy_from_slice(&port.to_be_bytes());
+            let payload = &mut udp[Udp::BYTES..];
+            payload[4..6].copy_from_slice(&mark.flow.to_be_bytes());
+            payload[6..10].copy_from_slice(&mark.seq.to_be_bytes());
+            payload[10..18].copy_from_slice(&time.to_be_bytes());
+            payload[18..20].copy_from_slice(&fix.to_be_bytes());
+        }
         &self.bytes
     }
 
@@ -194,6 +213,7 @@ impl Template {
 
     #[inline]
     fn patch_dst(&mut self, dst_low: u16) {
+        self.dst_low_now = dst_low;
         self.bytes[self.l4 - 2..self.l4].copy_from_slice(&dst_low.to_be_bytes());
         if let Some(checksum) = self.ipv4_checksum {
             let checksum = checksum::update(checksum, self.dst_low, dst_low);
@@ -323,10 +343,7 @@ pub fn read(frame: &[u8], l3: usize) -> Seen {
 #[inline]
 #[must_use]
 pub fn read_header(frame: &[u8], l3: usize) -> Seen {
-    let Some((_, payload)) = udp_of(frame, l3).and_then(Udp::split) else { return Seen::Other };
-    let Some((head, _)) = payload.split_first_chunk::<PAYLOAD_HEADER_BYTES>() else {
-        return Seen::Other;
-    };
+    let Some(head) = payload_header(frame, l3) else { return Seen::Other };
     let [m0, m1, s0, s1, f0, f1, q0, q1, q2, q3, t0, t1, t2, t3, t4, t5, t6, t7, _, _] = *head;
     if u16::from_be_bytes([m0, m1]) != MAGIC {
         return Seen::Other;
@@ -337,6 +354,20 @@ pub fn read_header(frame: &[u8], l3: usize) -> Seen {
         seq: u32::from_be_bytes([q0, q1, q2, q3]),
         time_ns: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
     }
+}
+
+/// What stands before the body, if the frame has one.
+#[inline]
+fn payload_header(frame: &[u8], l3: usize) -> Option<&[u8; PAYLOAD_HEADER_BYTES]> {
+    let packet = frame.get(l3..)?;
+    let head = match packet.first_chunk::<MARKED4_BYTES>() {
+        Some(head) if head[0] == 0x45 && head[9] == protocol::UDP => head.last_chunk()?,
+        _ => {
+            let head = packet.first_chunk::<MARKED6_BYTES>()?;
+            (head[0] >> 4 == 6 && head[6] == protocol::UDP).then_some(head.last_chunk()?)?
+        }
+    };
+    Some(head)
 }
 
 /// The UDP header and what follows it, if the frame has one.

@@ -37,6 +37,34 @@ struct Lane {
     seqs: Vec<u32>,
     /// Whose turn it is.
     turn: usize,
+    /// Its number, and how far the next one of this queue is from it.
+    flow: u16,
+    step: u16,
+    first: u16,
+}
+
+impl Lane {
+    /// The next frame's mark.
+    #[inline]
+    fn next(&mut self, dst_count: u16, time_ns: u64) -> Mark {
+        let flow = self.flow;
+        let seq = self.seqs[self.turn];
+        self.seqs[self.turn] = seq.wrapping_add(1);
+        self.turn += 1;
+        self.flow = flow.wrapping_add(self.step);
+        if self.turn == self.seqs.len() {
+            (self.turn, self.flow) = (0, self.first);
+        }
+        let dst_offset = if dst_count == 1 { 0 } else { flow % dst_count };
+        Mark { flow, seq, time_ns, port_offset: flow, dst_offset }
+    }
+
+    /// As if [`Lane::next`] had not been called.
+    fn back(&mut self) {
+        self.turn = self.turn.checked_sub(1).unwrap_or(self.seqs.len() - 1);
+        self.flow = self.first.wrapping_add(self.step.wrapping_mul(self.turn as u16));
+        self.seqs[self.turn] = self.seqs[self.turn].wrapping_sub(1);
+    }
 }
 
 /// Bytes that the copies of the templates may take: part of a first-level cache.
@@ -77,12 +105,13 @@ impl Sender {
         let templates = sizes.map(|size| Template::new(&traffic.stream, *size));
         let lanes = (0..queues).map(|q| {
             let flows = (usize::from(traffic.flows) - q).div_ceil(queues);
-            Lane { seqs: vec![0; flows], turn: 0 }
+            let (first, step) = (q as u16, queues as u16);
+            Lane { seqs: vec![0; flows], turn: 0, flow: first, first, step }
         });
         let templates: Vec<_> = templates.collect::<Result<_, _>>()?;
         let set_bytes: usize = templates.iter().map(Template::frame_bytes).sum();
         Ok(Self {
-            sets: vec![templates; (COPIES_BYTES / set_bytes).clamp(1, COPIES)],
+            sets: vec![templates; 1 << (COPIES_BYTES / set_bytes).clamp(1, COPIES).ilog2()],
             next_template: 0,
             lanes: lanes.collect(),
             dst_count: traffic.dst_count.max(1),
@@ -147,12 +176,22 @@ impl Sender {
             put += reserved;
             // A frame of several slots, or no room.
             if reserved < wanted {
-                let template = self.mark_next(index, 0, now_ns);
-                if !queue.send(self.sets[0][template].bytes())? {
+                if queue.free()? == 0 {
                     self.sent.ring_full += 1;
                     break;
                 }
-                self.advance(index);
+                let at = self.next_template;
+                let lane = &mut self.lanes[index];
+                let mark = lane.next(self.dst_count, now_ns);
+                let template = &mut self.sets[0][at];
+                if !queue.send(template.marked(mark, self.untagged_mask))? {
+                    lane.back();
+                    self.sent.ring_full += 1;
+                    break;
+                }
+                self.sent.frames += 1;
+                self.sent.bytes += template.frame_bytes() as u64;
+                self.next_template = (at + 1) % self.sets[0].len();
                 put += 1;
             }
         }
@@ -161,49 +200,26 @@ impl Sender {
 
     /// Marks the next frames of a queue and writes them to the places reserved for them.
     fn write(&mut self, index: usize, queue: &TxQueue, count: usize, now_ns: u64) {
-        let mut written = 0;
-        while written < count {
-            let copies = self.sets.len().min(count - written);
-            let mut marked = [0; COPIES];
-            for (copy, template) in marked[..copies].iter_mut().enumerate() {
-                *template = self.mark_next(index, copy, now_ns);
-                self.advance(index);
-            }
-            let places = &self.places.as_slice()[written..];
-            for ((set, template), place) in self.sets.iter().zip(&marked[..copies]).zip(places) {
-                let written = queue.write_to(place, set[*template].bytes());
-                debug_assert!(written, "reserved for this frame");
-            }
-            written += copies;
-        }
-    }
-
-    /// Marks the next frame of a queue in this set, and says in which template.
-    #[inline]
-    fn mark_next(&mut self, index: usize, set: usize, time_ns: u64) -> usize {
-        let lane = &self.lanes[index];
-        let flow = (index + lane.turn * self.lanes.len()) as u16;
-        let seq = lane.seqs[lane.turn];
-        let dst_offset = if self.dst_count == 1 { 0 } else { flow % self.dst_count };
-        let mark = Mark { flow, seq, time_ns, port_offset: flow, dst_offset };
-        let template = &mut self.sets[set][self.next_template];
-        match seq & self.untagged_mask {
-            0 => template.mark(mark),
-            _ => template.mark_header(mark),
-        };
-        self.next_template
-    }
-
-    /// The frame that was marked last is sent, or will be.
-    #[inline]
-    fn advance(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        self.sent.frames += 1;
-        self.sent.bytes += self.sets[0][self.next_template].frame_bytes() as u64;
-        lane.seqs[lane.turn] = lane.seqs[lane.turn].wrapping_add(1);
-        lane.turn = if lane.turn + 1 == lane.seqs.len() { 0 } else { lane.turn + 1 };
-        let next = self.next_template + 1;
-        self.next_template = if next == self.sets[0].len() { 0 } else { next };
+        let kinds = self.sets[0].len();
+        let next = |at: usize| if at + 1 == kinds { 0 } else { at + 1 };
+        let places = &self.places.as_slice()[..count];
+        // Marking is work for the CPU and copying out is waiting for lines: done in turn they overlap.
+        let (mask, mut ahead) = (self.sets.len() - 1, 0);
+        let (mut marked, mut copied) = (self.next_template, self.next_template);
+        for (n, place) in places.iter().enumerate() {
+            while ahead < count && ahead < n + 1 + mask / 2 {
+                let mark = lane.next(self.dst_count, now_ns);
+                self.sets[ahead & mask][marked].marked(mark, self.untagged_mask);
+                (ahead, marked) = (ahead + 1, next(marked));
+            }
+            let written = queue.write_to(place, self.sets[n & mask][copied].bytes());
+            debug_assert!(written, "reserved for this frame");
+            self.sent.bytes += place.len() as u64;
+            copied = next(copied);
+        }
+        self.next_template = copied;
+        self.sent.frames += count as u64;
     }
 }
 

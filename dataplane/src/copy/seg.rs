@@ -1,6 +1,6 @@
 //! Pieces of memory to copy from and to.
 
-use super::cpu;
+use super::{cpu, prefetch_read};
 
 /// Bytes of a body to read.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +53,12 @@ impl Seg {
         // SAFETY: `skip` is at most the segment's length, so the result is inside or one past it.
         let ptr = unsafe { self.ptr.add(skip) };
         Seg { ptr, len: len as u32 }
+    }
+
+    /// Fetches the line at `offset` into the cache. No effect on correctness, legal beyond its end.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        prefetch_read(self.ptr.wrapping_add(offset));
     }
 
     /// Copies the first bytes to private memory; as many as both hold. Returns how many.

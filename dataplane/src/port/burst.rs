@@ -10,6 +10,8 @@ use crate::table::IfaceId;
 
 /// Most packets of a burst.
 pub const BURST_PKTS: usize = 64;
+/// Of a cache.
+const LINE_BYTES: usize = 64;
 /// Most body segments of a burst.
 const BURST_SEGS: usize = BURST_PKTS * 17;
 
@@ -280,7 +282,12 @@ fn take_in(
         ..Meta::default()
     };
     if frame.len() > head {
-        segs.push(frame.part(head, usize::MAX));
+        // Asked for now, these lines come while the path decides. More of them would keep this loop
+        // waiting; the rest comes by itself once the copy runs through the frame.
+        let body = frame.part(head, usize::MAX);
+        body.prefetch(0);
+        body.prefetch(LINE_BYTES);
+        segs.push(body);
     }
 }
 

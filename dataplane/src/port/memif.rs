@@ -76,9 +76,11 @@ impl MemifRx {
         self.next = first.wrapping_add(claimed.len() as u32);
         let mask = self.claims.len() - 1;
         if let Some(frames) = claimed.singles() {
-            for i in 0..frames.len() {
-                self.claims[(first as usize).wrapping_add(i) & mask] = 1;
-            }
+            let at = first as usize & mask;
+            let (wrapped, straight) = self.claims.split_at_mut(at);
+            let straight_len = frames.len().min(straight.len());
+            straight[..straight_len].fill(1);
+            wrapped[..frames.len() - straight_len].fill(1);
             burst.push_singles(iface, first, frames, || self.queue.poisoned());
         } else {
             for (frame, i) in claimed.frames().iter().zip(0u32..) {

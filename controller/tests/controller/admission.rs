@@ -1,7 +1,7 @@
 //! Each rule through a real API server: the good case passes, the bad one is refused with its sentence.
 
 use crate::common::{
-    Controller, cluster, create, delete, eventually, network, patch, post, spider,
+    Controller, cluster, create, delete, eventually, get, network, patch, post, spider,
 };
 use bowline_kube::ApiStore;
 use kube::Client;
@@ -20,6 +20,7 @@ async fn every_rule_lets_the_good_pass_and_refuses_the_bad() {
     networks(&client).await;
     pools(&client).await;
     pools_beside_the_nodes(&client).await;
+    a_pool_as_large_as_can_be(&client).await;
     subnets(&client).await;
     other_kinds(&client).await;
     pods(&client).await;
@@ -134,6 +135,31 @@ async fn pools(client: &Client) {
     good(client, spider("SpiderReservedIP", "r1", json!({"ips": ["10.1.0.12"]}))).await;
     let mixed = json!({"ips": ["10.1.0.12", "fd00::1"]});
     bad(client, spider("SpiderReservedIP", "r2", mixed), "is not IPv4").await;
+}
+
+/// The database takes 1.5 MiB for an object, and a review of its change holds it twice.
+async fn a_pool_as_large_as_can_be(client: &Client) {
+    let address = |host: u32| {
+        format!(
+            "fd00:1111:2222:3333:4444:5555:{:x}:{:x}",
+            0x1000 + host / 0x1000,
+            0x1000 + host % 0x1000
+        )
+    };
+    let range = |n: u32| format!("{}-{}", address(4 * n), address(4 * n + 2));
+    let ips: Vec<String> = (0..16_000).map(range).collect();
+    let large = pool("large", "blue", json!({"subnet": "fd00:1111:2222:3333::/64", "ips": ips}));
+    let created = create(client, large).await.unwrap();
+    let size = created.to_string().len();
+    assert!((1_200_000..1_500_000).contains(&size), "{size} bytes");
+    let path = format!("{POOLS}/large");
+    let gateway = |address: &str| json!({"spec": {"gateway": address}});
+    let refused = patch(client, &path, gateway("fd00::1")).await.unwrap_err();
+    assert!(refused.contains("is outside spec.subnet"), "the webhook's own sentence: {refused}");
+    patch(client, &path, gateway("fd00:1111:2222:3333::1")).await.unwrap();
+    delete(client, &path).await.unwrap();
+    // The others are not to be judged beside it.
+    eventually("it goes", async || get(client, &path).await.is_none().then_some(())).await;
 }
 
 /// Pods of `default` share the nodes' own stack: a pool over Services or nodes would cut every node off.

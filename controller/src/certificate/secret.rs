@@ -62,7 +62,7 @@ impl Keeper {
 
     async fn pass(&self, in_use: &mut Option<Material>) -> anyhow::Result<()> {
         let material = self.shared().await?;
-        self.publish(&material.authorities).await?;
+        self.publish(&trusted(in_use.as_ref(), &material)).await?;
         if in_use.as_ref() != Some(&material) {
             if in_use.as_ref().is_some_and(|old| old.authorities != material.authorities) {
                 // API servers hear of a new authority a moment later; the old certificate is still good.
@@ -136,6 +136,16 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+}
+
+/// The authorities of a certificate, and of the one that is still in use: a Secret that was deleted has forgotten it.
+fn trusted(in_use: Option<&Material>, next: &Material) -> String {
+    match in_use {
+        Some(old) if !next.authorities.contains(&old.authorities) => {
+            format!("{}{}", next.authorities, old.authorities)
+        }
+        _ => next.authorities.clone(),
     }
 }
 

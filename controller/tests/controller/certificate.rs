@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::common::{Controller, cluster, create, network};
+use crate::common::{Controller, NAMESPACE, SOON, cluster, create, delete, network};
 
 const VALIDITY: Duration = Duration::from_secs(18);
 
@@ -37,13 +37,49 @@ async fn an_expiring_certificate_is_replaced_while_the_webhooks_answer() {
     controller.stop().await;
 }
 
+/// Somebody deletes the Secret. API servers hear of the new authority a moment after it is named, and so long they
+/// are shown the old certificate, which they must still trust.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_authority_is_named_before_it_is_served() {
+    let (api, client) = cluster().await;
+    let controller = Controller::start(&api, "one", &["--certificate-validity=40s"]).await;
+    create(&client, network("first", json!({"vni": 77}))).await.unwrap();
+    let named_before = bundle(&client).await;
+    let served_before = served(controller.webhook, &authorities(&client).await).await;
+    delete(&client, &format!("/api/v1/namespaces/{NAMESPACE}/secrets/bowline-webhook"))
+        .await
+        .unwrap();
+    let (mut named, mut rounds) = (None, tokio::time::interval(Duration::from_millis(50)));
+    let deadline = Instant::now() + SOON;
+    loop {
+        rounds.tick().await;
+        assert!(Instant::now() < deadline, "no other certificate");
+        if named.is_none() && bundle(&client).await != named_before {
+            named = Some(Instant::now());
+        }
+        let why = create(&client, network("second", json!({"vni": 77}))).await.expect_err("taken");
+        assert!(why.contains("first"), "the webhook's own sentence: {why}");
+        let trusted = authorities(&client).await;
+        if served(controller.webhook, &trusted).await != served_before {
+            break;
+        }
+    }
+    // It waits for a tenth of the validity, four seconds.
+    let ahead = named.expect("named before it is shown").elapsed();
+    assert!(ahead > Duration::from_secs(2), "only {ahead:?} after it was named");
+    controller.stop().await;
+}
+
 /// What the API server is told to trust.
-async fn authorities(client: &Client) -> RootCertStore {
+async fn bundle(client: &Client) -> Vec<u8> {
     let api = Api::<ValidatingWebhookConfiguration>::all(client.clone());
     let found = api.get("bowline").await.unwrap();
-    let bundle = found.webhooks.unwrap().remove(0).client_config.ca_bundle.unwrap();
+    found.webhooks.unwrap().remove(0).client_config.ca_bundle.unwrap().0
+}
+
+async fn authorities(client: &Client) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(&bundle.0) {
+    for authority in CertificateDer::pem_slice_iter(&bundle(client).await) {
         roots.add(authority.unwrap()).unwrap();
     }
     roots

@@ -1,5 +1,6 @@
 //! What is delivered: the chart, the plain YAML made from it, the images' steps.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -255,18 +256,66 @@ pub(crate) fn plain_yaml_is_fresh(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The Dockerfiles do what the cluster's images were made by: nothing else may be in them.
+/// No container engine is at hand. What the Dockerfiles copy exists, what they compile and run is what the images of
+/// the test cluster are made by.
 pub(crate) fn dockerfiles_run_the_image_script(cluster: &Cluster) -> anyhow::Result<()> {
+    let top = cluster.scripts().join("../..");
+    let read = |path: &str| {
+        let path = top.join(path);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    let packages = read("Cargo.lock")?;
+    let archive = read("deploy/images/build.sh")?;
     for what in ["node", "controller"] {
-        let path = cluster.scripts().join(format!("../images/{what}.Dockerfile"));
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let text = read(&format!("deploy/images/{what}.Dockerfile"))?;
         let step = format!("RUN deploy/images/rootfs.sh {what} target/release /rootfs");
         ensure!(text.lines().any(|line| line == step), "{what}.Dockerfile lacks: {step}");
         let last = text.split("FROM scratch").nth(1).context("no stage from scratch")?;
         ensure!(last.contains("COPY --from=build /rootfs/ /"), "{what}: {last}");
         ensure!(!last.contains("RUN"), "{what}: the last stage has nothing to run commands with");
+        for copied in text.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+            let source = copied.split(' ').find(|word| !word.starts_with("--")).unwrap_or_default();
+            let there = copied.starts_with("--from=build ") || top.join(source).exists();
+            ensure!(there, "{what}.Dockerfile copies {source}, which does not exist");
+        }
+        let compiled = text.lines().find_map(|line| line.strip_prefix("RUN cargo build --release"));
+        for package in compiled.context("nothing is compiled")?.split(" -p ").skip(1) {
+            let known = packages.contains(&format!("name = \"{package}\"\n"));
+            ensure!(known, "{what}.Dockerfile compiles {package}, which is no package");
+        }
+        let entry = text.lines().find_map(|line| line.strip_prefix("ENTRYPOINT "));
+        let entry = entry.context("no ENTRYPOINT")?.replace(' ', "");
+        ensure!(archive.contains(&entry), "build.sh starts something else than {entry}");
     }
     Ok(())
+}
+
+/// The controller starts with nothing but the files of its image around it, as the user that its Dockerfile names. (The
+/// cluster's nodes start the other image so.)
+pub(crate) fn the_controllers_image_needs_no_root(cluster: &Cluster) -> anyhow::Result<()> {
+    let images = cluster.scripts().join("../images");
+    let release = cluster.scripts().join("../../target/release");
+    let binaries = std::env::var_os("BOWLINE_BINARIES").map_or(release, Into::into);
+    let dockerfile = std::fs::read_to_string(images.join("controller.Dockerfile"))?;
+    let user = dockerfile.lines().find_map(|line| line.strip_prefix("USER "));
+    let user = user.filter(|user| !user.starts_with('0')).context("the controller runs as root")?;
+    let folder = tempfile::tempdir()?;
+    // The user of the image has to come in.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    let root = folder.path().join("rootfs");
+    printed(Command::new(images.join("rootfs.sh")).arg("controller").args([&binaries, &root]))?;
+    let mut alone = Command::new("chroot");
+    alone.arg(format!("--userspec={user}")).arg(&root).arg("/usr/bin/bowline-controller");
+    let said = printed(alone.arg("--version"))?;
+    ensure!(said.contains(env!("CARGO_PKG_VERSION")), "{said}");
+    Ok(())
+}
+
+fn printed(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {complaint}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// helm without a cluster.

@@ -29,6 +29,7 @@ const BEFORE: &[Case] = &[
     ("values_reach_their_places", chart::values_reach_their_places),
     ("plain_yaml_is_fresh", chart::plain_yaml_is_fresh),
     ("dockerfiles_run_the_image_script", chart::dockerfiles_run_the_image_script),
+    ("the_controllers_image_needs_no_root", chart::the_controllers_image_needs_no_root),
 ];
 
 /// What runs in it, one stage after the other. The lanes of a stage share the cluster at the same time: their

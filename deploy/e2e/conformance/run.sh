@@ -28,6 +28,7 @@ ip -n "$CPNS" route replace 10.244.0.0/16 via "$(node_ip 1)"
 "$HERE/kubectl.sh" apply -f "$HERE/conformance/coredns.yaml" >/dev/null
 "$HERE/kubectl.sh" -n kube-system rollout status deployment/coredns --timeout=90s >/dev/null
 
+echo "bowline: $wanted of Kubernetes' tests; they tell how far they are in $out/log.txt"
 status=0
 begun=$SECONDS
 in_cp env "PATH=$BIN:$PATH" "$BIN/e2e.test" --kubeconfig "$R/admin.kubeconfig" --provider skeleton \

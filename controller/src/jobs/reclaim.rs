@@ -2,6 +2,7 @@
 //! from the API server, judged again, and freed by comparing the very record that was judged.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bowline_kube::Severity;
@@ -19,11 +20,18 @@ use super::workloads;
 use super::{Job, Tools};
 use crate::options;
 
+/// A ready node's own DEL goes before: both would write the block, and one of them in vain.
+const DEL_WITHIN: Duration = Duration::from_secs(3);
+
 /// The job.
 pub(super) struct Reclaim {
     switches: Switches,
     interval: Duration,
     fencing: Duration,
+    /// Since when records are suspect, by Network and address.
+    suspected: BTreeMap<(String, IpAddr), Instant>,
+    /// Some are too young to be freed.
+    unripe: bool,
     /// Since when nodes are missed.
     missed: BTreeMap<String, Instant>,
 }
@@ -42,7 +50,8 @@ impl Reclaim {
             },
         };
         let (interval, fencing) = (options.interval, options.node_fencing);
-        Reclaim { switches, interval, fencing, missed: BTreeMap::new() }
+        let (suspected, missed) = (BTreeMap::new(), BTreeMap::new());
+        Reclaim { switches, interval, fencing, suspected, unripe: false, missed }
     }
 
     /// Whether the node is there, or has been away for long enough: its pods may still run, and its
@@ -72,6 +81,28 @@ impl Reclaim {
     }
 }
 
+impl Reclaim {
+    /// Notes since when records are suspect; whether nobody else will free some of them.
+    fn note(&mut self, suspects: &[(String, Entry)], nodes: &BTreeMap<String, Node>) -> bool {
+        let before = std::mem::take(&mut self.suspected);
+        for (network, entry) in suspects {
+            let key = (network.clone(), entry.address);
+            let since = before.get(&key).copied().unwrap_or_else(Instant::now);
+            self.suspected.insert(key, since);
+        }
+        let ripe = suspects.iter().filter(|suspect| self.is_ripe(suspect, nodes)).count();
+        self.unripe = ripe < suspects.len();
+        ripe > 0
+    }
+
+    /// Suspect for a while, or on a node that takes nothing down.
+    fn is_ripe(&self, (network, entry): &(String, Entry), nodes: &BTreeMap<String, Node>) -> bool {
+        let since = self.suspected.get(&(network.clone(), entry.address));
+        let takes_down = nodes.get(&entry.node).is_some_and(Node::is_ready);
+        !takes_down || since.is_some_and(|since| since.elapsed() >= DEL_WITHIN)
+    }
+}
+
 impl Job for Reclaim {
     const NAME: &'static str = "reclaim";
     const PAUSE: Duration = Duration::from_secs(1);
@@ -81,7 +112,7 @@ impl Job for Reclaim {
     const WITHHELD: bool = true;
 
     fn every(&self) -> Duration {
-        self.interval
+        if self.unripe { DEL_WITHIN.min(self.interval) } else { self.interval }
     }
 
     async fn pass(&mut self, tools: &Tools) -> Result<(), StoreError> {
@@ -92,12 +123,14 @@ impl Job for Reclaim {
         let mut facts = Facts { nodes, ..Facts::default() };
         let now_ms = now_ms();
         // Without sets and machines more is suspect than should be: these are read when needed.
-        if self.suspects(tools, &facts, now_ms).is_empty() {
+        let suspects = self.suspects(tools, &facts, now_ms);
+        if !self.note(&suspects, &facts.nodes) {
             return Ok(());
         }
         facts.stateful_sets = workloads::stateful_sets(tools.store.client()).await?;
         facts.machines = workloads::machines(tools.store.client()).await?;
-        let suspects = self.suspects(tools, &facts, now_ms);
+        let mut suspects = self.suspects(tools, &facts, now_ms);
+        suspects.retain(|suspect| self.is_ripe(suspect, &facts.nodes));
         let mut freed: BTreeMap<String, Vec<(Entry, &'static str)>> = BTreeMap::new();
         for (network, entry) in suspects {
             if let Some(why) = self.confirm(tools, &facts, &entry, now_ms).await? {

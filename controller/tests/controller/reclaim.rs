@@ -2,6 +2,7 @@
 //! look at everything finds, and that only the record is freed that was judged.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use bowline_kube::ApiStore;
 use kube::Client;
@@ -146,12 +147,12 @@ impl World {
     }
 }
 
-/// Waits for two more looks at everything.
+/// Waits for more looks at everything, a second apart, than records on a ready node wait for.
 async fn more_looks(controller: &Controller) {
     let passes = "bowline_controller_job_passes_total{job=\"reclaim\"} ";
     let before = controller.metric(passes).await;
-    eventually("the controller looks twice", async || {
-        (controller.metric(passes).await >= before + 2.0).then_some(())
+    eventually("the controller looks again", async || {
+        (controller.metric(passes).await >= before + 5.0).then_some(())
     })
     .await;
 }
@@ -255,7 +256,8 @@ fn pod(name: &str, node: &str) -> Value {
     })
 }
 
-/// A pod that is deleted loses its address long before the next look at everything, and an Event tells.
+/// A pod that is deleted loses its address long before the next look at everything, and an Event tells. Its node's
+/// agent is given three seconds to be asked for it by the kubelet.
 async fn an_event_frees_at_once(api: &TestApi, world: &World) {
     let client = &world.client;
     let made = create(client, pod("leaves", "up")).await.unwrap();
@@ -266,8 +268,11 @@ async fn an_event_frees_at_once(api: &TestApi, world: &World) {
     eventually("a first look", async || (controller.metric(passes).await >= 1.0).then_some(()))
         .await;
     assert_eq!(world.held().await, [ALIVE].into(), "its pod exists");
+    let deleted = Instant::now();
     delete(client, &format!("{PODS}/leaves?gracePeriodSeconds=0")).await.unwrap();
     eventually("the address is free", async || world.held().await.is_empty().then_some(())).await;
+    let after = deleted.elapsed();
+    assert!(after >= Duration::from_secs(3), "the agent's DEL comes too late after {after:?}");
     eventually("an Event says it", async || {
         let events = get(client, "/apis/events.k8s.io/v1/namespaces/default/events").await?;
         let notes = events["items"].as_array()?.iter().filter_map(|e| e["note"].as_str());

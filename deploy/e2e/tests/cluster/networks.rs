@@ -80,31 +80,27 @@ fn interface(cluster: &Cluster, pod: &str) -> anyhow::Result<Value> {
 }
 
 /// Multus' real binary calls Bowline for `blue@memif1`, by the definition that the controller made of
-/// the Network; a client connects, and the pod's status tells where.
+/// the Network; a client connects, and the pod's status tells where. A second interface is called `net2` by Multus
+/// alone: its pool is the third that the pod lists.
 pub(crate) fn multus(cluster: &Cluster) -> anyhow::Result<()> {
     demo(cluster)?;
     crate::services::use_multus(cluster)?;
     eventually("the controller's definition of blue", SOON, || {
         cluster.kubectl("get network-attachment-definition blue").map(|_| true)
     })?;
-    let pods = cluster.scripts().join("manifests/pods.yaml");
-    let pods = std::fs::read_to_string(&pods).with_context(|| pods.display().to_string())?;
-    let client = pods.split("---").last().context("no pod with a memif")?;
-    let begin = client.find("    bowline.dev/interfaces").context("no annotation")?;
-    let end = client.find("spec:").context("no spec")?;
-    let annotation =
-        "    k8s.v1.cni.cncf.io/networks: '[{\"name\": \"blue\", \"interface\": \"memif1\",
-      \"ips\": [\"10.0.0.22\", \"fd00::22\"]}]'\n";
-    let client = format!("{}{annotation}{}", &client[..begin], &client[end..])
-        .replace("blue-memif", "by-multus")
-        .replace("10.0.0.21", "10.0.0.22")
-        .replace("fd00::21", "fd00::22")
-        .replace("-queues 2", "-queues 1");
-    cluster.apply(&client)?;
+    cluster.apply(
+        "apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: blue-late, labels: {bowline.dev/network: blue}}
+spec: {subnet: 10.0.0.0/24, gateway: 10.0.0.1, ips: [10.0.0.220]}
+",
+    )?;
+    cluster.apply(&client_by_multus(cluster)?)?;
     let served = cluster.ready("pod/by-multus").and_then(|()| {
         eventually("the client answers", SOON, || Ok(answers(cluster, "blue-1", "10.0.0.22")))?;
         cluster.get("pod by-multus")
     });
+    let gone = cluster.kubectl("delete pod by-multus --timeout=60s");
     crate::services::drop_multus(cluster)?;
     let pod = served?;
     let own = text(&pod, "/metadata/annotations/bowline.dev~1network-status")?;
@@ -112,7 +108,33 @@ pub(crate) fn multus(cluster: &Cluster) -> anyhow::Result<()> {
         own.contains("@memif1") && own.contains("10.0.0.22"),
         "nobody tells where it is: {own}"
     );
-    cluster.kubectl("delete pod by-multus --timeout=60s").map(drop)
+    let all = text(&pod, "/metadata/annotations/k8s.v1.cni.cncf.io~1network-status")?;
+    let all: Value = serde_json::from_str(all).with_context(|| all.to_owned())?;
+    let unnamed = all.as_array().into_iter().flatten().find(|i| i["interface"] == "net2");
+    let unnamed = unnamed.with_context(|| format!("no net2: {all}"))?;
+    ensure!(unnamed["ips"] == serde_json::json!(["10.0.0.220"]), "{unnamed}");
+    gone?;
+    cluster.kubectl("delete spiderippool blue-late --timeout=60s").map(drop)
+}
+
+/// The demo's memif client, with both interfaces on blue by Multus' annotation and a list of pools that names none
+/// of them.
+fn client_by_multus(cluster: &Cluster) -> anyhow::Result<String> {
+    let pods = cluster.scripts().join("manifests/pods.yaml");
+    let pods = std::fs::read_to_string(&pods).with_context(|| pods.display().to_string())?;
+    let client = pods.split("---").last().context("no pod with a memif")?;
+    let begin = client.find("    bowline.dev/interfaces").context("no annotation")?;
+    let end = client.find("spec:").context("no spec")?;
+    let annotations = r#"    k8s.v1.cni.cncf.io/networks: |
+      [{"name": "blue", "interface": "memif1", "ips": ["10.0.0.22", "fd00::22"]}, {"name": "blue"}]
+    ipam.spidernet.io/ippools: |
+      [{"ipv4": ["default-v4"]}, {"ipv4": ["blue-v4"], "ipv6": ["blue-v6"]}, {"ipv4": ["blue-late"]}]
+"#;
+    Ok(format!("{}{annotations}{}", &client[..begin], &client[end..])
+        .replace("blue-memif", "by-multus")
+        .replace("10.0.0.21", "10.0.0.22")
+        .replace("fd00::21", "fd00::22")
+        .replace("-queues 2", "-queues 1"))
 }
 
 /// The reference macvlan plugin with Bowline as its IPAM plugin, called as a runtime calls it.

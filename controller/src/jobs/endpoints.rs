@@ -1,5 +1,5 @@
 //! SpiderEndpoints: who has which addresses, for people. No finalizer: a dead controller must not keep
-//! a namespace from ending.
+//! a namespace from ending, nor Spiderpool's after a switch-over.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use multinet::types::core::{Empty, Pod};
 use multinet::types::endpoint::SpiderEndpoint;
 use multinet::types::meta::{LabelSelector, OwnerReference, Resource};
 
+use super::finalizers::{SPIDERPOOL_FINALIZER, let_go};
 use super::{Job, Tools};
 use crate::world::Key;
 
@@ -34,8 +35,8 @@ impl Job for Endpoints {
         for (key, endpoint) in &wanted {
             write(tools, endpoint, existing.remove(key)).await?;
         }
-        for stale in existing.values() {
-            tools.written(Self::NAME, tools.store.delete(stale).await)?;
+        for stale in existing.into_values() {
+            remove(tools, stale).await?;
         }
         Ok(())
     }
@@ -92,6 +93,18 @@ fn reference(pod: &Pod) -> Option<OwnerReference> {
     })
 }
 
+async fn remove(tools: &Tools, mut stale: SpiderEndpoint) -> Result<(), StoreError> {
+    let terminating = stale.metadata.is_terminating();
+    if let_go(&mut stale.metadata, SPIDERPOOL_FINALIZER) {
+        match tools.written(Endpoints::NAME, tools.store.update(&stale).await)? {
+            Some(written) if !terminating => stale = written,
+            // It went with its finalizer, or somebody was faster.
+            _ => return Ok(()),
+        }
+    }
+    tools.written(Endpoints::NAME, tools.store.delete(&stale).await).map(drop)
+}
+
 async fn write(
     tools: &Tools,
     wanted: &SpiderEndpoint,
@@ -105,7 +118,8 @@ async fn write(
         };
     };
     let owners = &wanted.metadata.owner_references;
-    if existing.status == wanted.status && existing.metadata.owner_references == *owners {
+    let same = existing.status == wanted.status && existing.metadata.owner_references == *owners;
+    if !let_go(&mut existing.metadata, SPIDERPOOL_FINALIZER) && same {
         return Ok(());
     }
     existing.status.clone_from(&wanted.status);

@@ -33,6 +33,13 @@ pub fn settle(meta: &mut ObjectMeta, finalizer: &str, held: bool) -> bool {
     false
 }
 
+/// Takes a finalizer away that nobody serves any more. Whether it was there.
+pub fn let_go(meta: &mut ObjectMeta, finalizer: &str) -> bool {
+    let before = meta.finalizers.len();
+    meta.finalizers.retain(|f| f != finalizer);
+    meta.finalizers.len() < before
+}
+
 /// Who keeps an object from going, as a condition.
 #[must_use]
 pub fn waiting(holders: &[(IpAddr, String)]) -> Condition {

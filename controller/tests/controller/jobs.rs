@@ -27,6 +27,7 @@ async fn the_leader_keeps_networks_definitions_pools_and_addresses_in_order() {
     vnis(&client).await;
     definitions(&client).await;
     projections_and_reclaim(&client, &controller).await;
+    spiderpools_endpoints_let_go(&client).await;
     a_deleted_node(&client).await;
     a_finalizer_names_holders(&client).await;
     automatic_pools(&client).await;
@@ -251,6 +252,32 @@ async fn projections_and_reclaim(client: &Client, controller: &Controller) {
     eventually("the Network counts", async || {
         let first = get(client, &format!("{NETWORKS}/first")).await?;
         (first["status"]["attachments"] == 1).then_some(())
+    })
+    .await;
+}
+
+/// After a switch-over nobody takes Spiderpool's finalizers away, for which namespaces would wait.
+async fn spiderpools_endpoints_let_go(client: &Client) {
+    let endpoints = format!("{SPIDER}/namespaces/default/spiderendpoints");
+    let finalizers = json!(["spiderpool.spidernet.io"]);
+    let current = json!({"uid": "gone", "node": "n1", "ips": []});
+    let left = json!({
+        "apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderEndpoint",
+        "metadata": {"name": "left", "namespace": "default", "finalizers": finalizers.clone()},
+        "status": {"current": current, "ownerControllerType": "Pod", "ownerControllerName": "left"},
+    });
+    create(client, left).await.unwrap();
+    let held = json!({"metadata": {"finalizers": finalizers}});
+    patch(client, &format!("{endpoints}/alive"), held).await.unwrap();
+    let seen = json!({"metadata": {"labels": {"seen": "again"}}});
+    patch(client, "/api/v1/namespaces/default/pods/alive", seen).await.unwrap();
+    eventually("the one of a pod that is gone goes", async || {
+        get(client, &format!("{endpoints}/left")).await.is_none().then_some(())
+    })
+    .await;
+    eventually("the one of a pod that runs stays, without finalizer", async || {
+        let alive = get(client, &format!("{endpoints}/alive")).await?;
+        alive["metadata"]["finalizers"].is_null().then_some(())
     })
     .await;
 }

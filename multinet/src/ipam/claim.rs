@@ -9,7 +9,8 @@
 //! 6. addresses that still rest after their release, longest rest first, unless the delay is strict.
 //!
 //! Within one of them the pool's strategy decides. Blocks are compare-and-swapped whole, so that
-//! agents which lost a race spread over blocks at random instead of racing for the lowest again.
+//! agents which lost a race go on in an order of blocks of their own instead of racing for the lowest
+//! again.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, EntryState, Owner};
 use crate::types::mac::{mix, stable_hash};
 
 /// Of blocks that are not at hand and may have a free address, so many are read at a time.
-const FETCHED_AT_ONCE: usize = 4;
+const FETCHED_AT_ONCE: usize = 2;
 
 /// A pool that a request may be served from.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,11 +117,11 @@ impl Request {
     /// Names of outlined blocks of the first candidate that may have an address there, idle ones
     /// first, when the blocks at hand had none. Agents that come here at the same time begin at
     /// different ones.
-    pub(super) fn could_use(&self, view: &View, attempt: u32) -> Vec<String> {
+    pub(super) fn could_use(&self, view: &View) -> Vec<String> {
         if self.exact.is_some() {
             return Vec::new();
         }
-        let seed = self.seed(attempt);
+        let seed = self.own_order();
         let roomy = self.candidates.iter().map(|c| c.roomy_outlines(view).collect::<Vec<_>>());
         let first = roomy.into_iter().find(|blocks| !blocks.is_empty());
         let mut first = first.unwrap_or_default();
@@ -131,6 +132,13 @@ impl Request {
     fn seed(&self, attempt: u32) -> u64 {
         let key = stable_hash(&[&self.owner.key(), &self.interface, &self.sandbox_id, &self.node]);
         mix(key ^ u64::from(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// The seed of the order in which this node goes through blocks that it shares with others. It stays
+    /// the same: all that a node claims at a time is then one write, and of the block around which it
+    /// has just lost a race it has a newer state than of any other.
+    fn own_order(&self) -> u64 {
+        mix(stable_hash(&[&self.node]))
     }
 
     fn entry(&self, address: IpAddr, pool: &str, now_ms: u64) -> Entry {
@@ -385,6 +393,12 @@ fn choose(
     found.ok_or_else(|| picker.why_exhausted())
 }
 
+/// Where the block around an address comes in the order that a seed makes.
+fn order_of_block(seed: Option<u64>, address: u128) -> u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "a hash of the low bits will do")]
+    seed.map_or(0, |seed| mix(seed ^ (address / BLOCK_SIZE) as u64))
+}
+
 struct Picker<'a> {
     view: &'a View,
     request: &'a Request,
@@ -402,24 +416,25 @@ impl Picker<'_> {
         bind: Option<Option<String>>,
     ) -> Option<Choice> {
         let seed = self.request.seed(self.attempt);
-        let spread = self.attempt > 0 || self.candidate.strategy == Strategy::Random;
+        let random = self.candidate.strategy == Strategy::Random;
+        let spread = self.detour().or(random.then_some(seed));
         let family = self.candidate.addresses.family();
         let options = self.blocks().filter(|b| pass(b)).filter_map(|b| {
             let free = masks(b, self.candidate, self.now_ms).free;
             (free != 0).then(|| self.best(b.start(), Some(b), free, seed))
         });
         let new = create
-            .then(|| self.missing(spread || bind.is_some()))
+            .then(|| self.missing(spread.is_some() || bind.is_some()))
             .flatten()
             .map(|start| self.best(start, None, self.candidate.addresses.window(start), seed));
-        let best = options.chain(new).min_by_key(|option| {
-            let start = option.1 & !(BLOCK_SIZE - 1);
-            // After a lost race any block is as good as the lowest.
-            #[expect(clippy::cast_possible_truncation, reason = "a hash of the low bits will do")]
-            let order = if spread { mix(seed ^ (start >> 6) as u64) } else { 0 };
-            (order, *option)
-        })?;
+        let best =
+            options.chain(new).min_by_key(|option| (order_of_block(spread, option.1), *option))?;
         Some(Choice { address: family.address(best.1), bind })
+    }
+
+    /// After a lost race any block is as good as the strategy's.
+    fn detour(&self) -> Option<u64> {
+        (self.attempt > 0).then(|| self.request.own_order())
     }
 
     /// The strategy's best address of a block: (order, address), lower is better.
@@ -477,7 +492,8 @@ impl Picker<'_> {
                 resting >> ((number(e.address) - b.start()) & (BLOCK_SIZE - 1)) & 1 == 1
             })
         });
-        let entry = entries.min_by_key(|e| (e.since_ms, e.address))?;
+        let order = |e: &Entry| order_of_block(self.detour(), number(e.address));
+        let entry = entries.min_by_key(|e| (order(e), e.since_ms, e.address))?;
         Some(Choice { address: entry.address, bind: None })
     }
 

@@ -42,9 +42,11 @@ async fn fetch<S: Store>(
     view: &mut View,
     names: impl IntoIterator<Item = String>,
 ) -> Result<(), StoreError> {
-    for name in names.into_iter().collect::<BTreeSet<_>>() {
-        let block = store.get::<AddressBlock>(None, &name).await?;
-        view.fetched(&name, block);
+    let names: BTreeSet<String> = names.into_iter().collect();
+    let read = names.iter().map(|name| store.get::<AddressBlock>(None, name));
+    let blocks = futures::future::try_join_all(read).await?;
+    for (name, block) in names.iter().zip(blocks) {
+        view.fetched(name, block);
     }
     Ok(())
 }
@@ -153,7 +155,7 @@ async fn plan_group_further<S: Store>(
         let planned = plan_group(view, group, attempt, now_ms);
         let further: Vec<String> = match &planned {
             Ok(_) => Vec::new(),
-            Err(_) => group.iter().flat_map(|r| r.could_use(view, attempt)).collect(),
+            Err(_) => group.iter().flat_map(|r| r.could_use(view)).collect(),
         };
         if further.is_empty() {
             return Ok(planned);

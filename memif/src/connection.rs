@@ -5,10 +5,10 @@ use crate::error::{CloseReason, Violation};
 use crate::region::Regions;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
-use crate::sys::socket::{Received, receive, send};
+use crate::sys::socket::{Control, Received, send};
 use crate::wire::{Message, Mode, Reason};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl RegionHold {
 /// memory goes when the last queue goes.
 #[derive(Debug)]
 pub struct Connection {
-    socket: OwnedFd,
+    socket: Control,
     info: Info,
     regions: Arc<Regions>,
     rx: Vec<RxQueue>,
@@ -69,7 +69,7 @@ pub struct Connection {
 
 impl Connection {
     pub(crate) fn new(
-        socket: OwnedFd,
+        socket: Control,
         info: Info,
         regions: Arc<Regions>,
         rx: Vec<RxQueue>,
@@ -105,7 +105,7 @@ impl Connection {
         if let Some(reason) = &self.down {
             return Status::Down(reason.clone());
         }
-        let reason = match receive(self.socket.as_fd()) {
+        let reason = match self.socket.receive() {
             Ok(Received::Nothing) => return Status::Up,
             Ok(Received::Message(Message::Disconnect { reason, .. }, _)) => {
                 CloseReason::PeerDisconnected(reason.to_printable())

@@ -10,8 +10,11 @@ use memif::{
     Answer, CloseReason, Limits, Listener, ListenerLimits, Offer, Progress, RegionError, Status,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -183,4 +186,97 @@ fn large_pages_are_refused_before_they_are_mapped() {
     if let Some(refused) = refuse(&mut listener, one_gib, 1 << 30, 2 << 20) {
         assert_eq!(refused, reason(1 << 30, 2 << 20));
     }
+}
+
+/// A socket that nobody can close at once: SO_LINGER, and a neighbour who does not read (socket(7)).
+fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let linger = libc::linger { l_onoff: 1, l_linger: 30 };
+    setsockopt(&sender, sockopt::Linger, &linger).unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 1 << 16]).is_ok() {}
+    (sender.into(), listener.accept().unwrap().0)
+}
+
+/// The peer leaves the last close to us.
+#[test]
+fn descriptors_that_take_their_time_to_be_closed_stop_nobody() {
+    type Step = fn(&Rogue, &[BorrowedFd<'_>]);
+    let cases: [(&str, Step); 7] = [
+        ("with an ACK", |r, fds| r.send(&Message::Ack, fds)),
+        ("twenty with an ACK", |r, fds| r.send(&Message::Ack, &[fds[0]; 20])),
+        ("as memory", |r, fds| {
+            r.send_init();
+            r.send(&Message::AddRegion { index: 0, size: 4096 }, fds);
+        }),
+        ("as an eventfd", |r, fds| {
+            r.send_init();
+            r.send_region();
+            r.send(&Message::AddRing(ring(true, 6)), fds);
+        }),
+        ("behind a short message", |r, fds| {
+            r.send_bytes(b"short", &[]);
+            r.send(&Message::Ack, fds);
+        }),
+        ("behind an empty message", |r, fds| {
+            r.send_bytes(b"", &[]);
+            r.send(&Message::Ack, fds);
+        }),
+        ("with an empty message", |r, fds| r.send_bytes(b"", fds)),
+    ];
+    let name = unique_name();
+    let mut listener = listener(&name);
+    for (what, send) in cases {
+        let (fd, receiver) = lingering();
+        let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+        send(&rogue, &[fd.as_fd()]);
+        drop(fd);
+        let start = Instant::now();
+        assert!(matches!(handshake.on_readable(&answers), Progress::Closed(_)), "{what}");
+        drop(handshake);
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: {:?}", start.elapsed());
+        drop(receiver);
+    }
+    let (rogue, mut connection) = Rogue::establish(
+        &name,
+        &mut listener,
+        &Answer::Accept(offer()),
+        memory(common::rogue::REGION_BYTES, true),
+        6,
+    );
+    let (fd, receiver) = lingering();
+    rogue.send(&Message::Ack, &[fd.as_fd()]);
+    drop(fd);
+    let start = Instant::now();
+    assert!(matches!(connection.on_readable(), Status::Down(_)));
+    drop(connection);
+    // Sent before anybody accepts, and thrown away with the listener.
+    let (fd, other) = lingering();
+    let early = Rogue { socket: raw_connect(&name), file: memory(4096, true) };
+    early.send(&Message::Ack, &[fd.as_fd()]);
+    drop((fd, listener));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    drop((receiver, other));
+}
+
+/// Whoever does so again and again keeps out nobody but clients of the same listener, and is not forgotten.
+#[test]
+fn what_is_being_closed_counts_as_half_open() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let receivers: Vec<_> = (0..4)
+        .map(|_| {
+            let (fd, receiver) = lingering();
+            let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+            rogue.send(&Message::Ack, &[fd.as_fd()]);
+            drop(fd);
+            assert!(matches!(handshake.on_readable(&answers), Progress::Closed(_)));
+            receiver
+        })
+        .collect();
+    let _waits = raw_connect(&name);
+    assert!(listener.accept().unwrap().is_none() && listener.retry_at().is_some());
+    drop(receivers);
+    wait_for("the next client to be let in", || listener.accept().unwrap());
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memif::Listener;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind,
     listen, recvmsg, sendmsg, socket,
@@ -40,8 +41,8 @@ const UNWANTED_FOR: Duration = Duration::from_secs(120);
 pub enum Offered {
     /// One descriptor for each queue.
     Tap(Vec<OwnedFd>),
-    /// A listening socket.
-    Listener(Arc<OwnedFd>),
+    /// A listening socket, which knows how to be closed whatever waits in it.
+    Listener(Listener),
 }
 
 /// What was offered, by interface id.
@@ -79,7 +80,8 @@ impl Descriptors {
                 let (Some(fd), None) = (fds.next(), fds.next()) else {
                     return Err(format!("count: {} listeners; 1 is allowed", offer.count));
                 };
-                Offered::Listener(Arc::new(fd))
+                let listener = Listener::from_fd(fd);
+                Offered::Listener(listener.map_err(|error| format!("the listener: {error}"))?)
             }
             Err(_) => return Err(format!("kind: {} is not known", offer.kind)),
         };

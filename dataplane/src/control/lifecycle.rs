@@ -1,5 +1,6 @@
 //! What happens to interfaces: applied, attached, taken down, reconnected, gone.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -369,9 +370,10 @@ impl Control {
             return;
         };
         match self.descriptors.get(name) {
-            Some(Offered::Listener(fd)) => {
+            Some(Offered::Listener(listener)) => {
                 let ask = self.ask.clone();
-                let started = fd.try_clone().and_then(memif::Listener::from_fd);
+                let started = listener.as_fd().try_clone_to_owned();
+                let started = started.and_then(memif::Listener::from_fd);
                 let started =
                     started.and_then(|fd| memif_server::start(Arc::clone(name), fd, wanted, ask));
                 match started {

@@ -9,10 +9,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use memif::wire::{AddRing, Message, Name};
+use nix::sys::signal::Signal;
 
 use crate::lab::memif::{Listening, Shape};
 use crate::lab::rogue::{
-    BUFFERS_AT, Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, memory, ring,
+    BUFFERS_AT, Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, lingering,
+    memory, ring,
 };
 use crate::lab::{Lab, MemifPod, Node, Realm, TapPod, frame, wait};
 
@@ -234,6 +236,30 @@ fn nonsense_on_the_control_socket_hurts_nobody() {
         attack(&rogue);
         rogue.closed();
         world.bystanders.flow(what);
+    }
+    world.finish();
+}
+
+/// Whoever closes such a socket last waits for minutes; the data plane's control thread does not.
+#[test]
+fn a_socket_that_lingers_stops_nobody() {
+    let _lab = Lab::new();
+    let world = world(true);
+    for live in [false, true] {
+        let (socket, neighbour) = lingering();
+        let rogue = if live { world.shaken(true) } else { Rogue::connect(&world.at().netns, true) };
+        // Stopped, so that the last close is the data plane's.
+        let signal = |signal| world.node.process.borrow().signal(signal);
+        signal(Signal::SIGSTOP);
+        rogue.send_bytes(&Message::Ack.encode(), &[socket.as_fd()]);
+        drop(socket);
+        signal(Signal::SIGCONT);
+        rogue.closed();
+        let start = Instant::now();
+        world.status();
+        assert!(start.elapsed() < Duration::from_secs(5), "live: {live}: {:?}", start.elapsed());
+        world.bystanders.flow("a socket that lingers");
+        drop(neighbour);
     }
     world.finish();
 }

@@ -9,19 +9,23 @@ mod memory;
 use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::CloseReason;
 use crate::ring::Role;
-use crate::sys::socket::{Address, Received, connect, peer_credentials, receive, send, shut_down};
+use crate::sys::given::Count;
+use crate::sys::socket::{Address, Control, Received, connect, peer_credentials, send, shut_down};
 use crate::wire::{Hello, Init, Message, Mode, Name, Secret, VERSION};
 use memory::{Memory, Shape};
 
 pub(crate) use memory::Hooks;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(2);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// With more descriptors of a server's that take their time to be closed it is not asked again.
+const MOST_CLOSING: u32 = 4;
 
 /// What a client wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +97,7 @@ enum State {
 
 #[derive(Debug)]
 struct Attempt {
-    socket: OwnedFd,
+    socket: Control,
     deadline: Instant,
     server_name: String,
     memory: Option<Memory>,
@@ -109,7 +113,9 @@ pub struct Connector {
     backoff: Duration,
     jitter: u64,
     /// Of the last attempt, shut down: its number means nothing else while the caller stops waiting.
-    failed: Option<OwnedFd>,
+    failed: Option<Control>,
+    /// Descriptors that servers gave and that are being closed.
+    closing: Count,
     hooks: Hooks,
 }
 
@@ -126,6 +132,7 @@ impl Connector {
             backoff: BACKOFF_MIN,
             jitter: seed,
             failed: None,
+            closing: Count::default(),
             hooks: Hooks::default(),
         }
     }
@@ -168,10 +175,14 @@ impl Connector {
             if now < at {
                 return ClientEvent::Pending;
             }
+            if self.closing.load(Ordering::Relaxed) >= MOST_CLOSING {
+                self.retry(now);
+                return ClientEvent::Pending;
+            }
             match connect(&self.config.address) {
                 Ok(socket) => {
                     let attempt = Attempt {
-                        socket,
+                        socket: Control::new(socket, &self.closing),
                         deadline: now + DEADLINE,
                         server_name: String::new(),
                         memory: None,
@@ -213,7 +224,7 @@ impl Connector {
         }
     }
 
-    fn fail(&mut self, socket: OwnedFd, reason: CloseReason, now: Instant) -> ClientEvent {
+    fn fail(&mut self, socket: Control, reason: CloseReason, now: Instant) -> ClientEvent {
         say_goodbye(socket.as_fd(), &reason);
         shut_down(socket.as_fd());
         self.failed = Some(socket);
@@ -274,7 +285,7 @@ impl Attempt {
     ) -> Result<Option<String>, CloseReason> {
         loop {
             let waiting_for = self.waiting_for();
-            let message = match receive(self.socket.as_fd())? {
+            let message = match self.socket.receive()? {
                 Received::Message(message, _) => message,
                 Received::Nothing if now >= self.deadline => {
                     let limit_ms = DEADLINE.as_millis() as u64;
@@ -348,7 +359,7 @@ impl Attempt {
         config: &ClientConfig,
         hooks: &Hooks,
         server_interface: String,
-    ) -> Result<Connection, (OwnedFd, CloseReason)> {
+    ) -> Result<Connection, (Control, CloseReason)> {
         let (peer_pid, peer_uid) = peer_credentials(self.socket.as_fd());
         let Some(memory) = self.memory else { return Err((self.socket, CloseReason::NoRings)) };
         // A program of libmemif's may map the files that it is shown.

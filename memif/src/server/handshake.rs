@@ -15,7 +15,8 @@ use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
-use crate::sys::socket::{Received, is_eventfd, receive, send, shut_down};
+use crate::sys::given::{Counted, Given};
+use crate::sys::socket::{Control, Received, is_eventfd, send, shut_down};
 use crate::wire::{AddRing, Hello, Init, Message, Mode, Name, RING_COOKIE, RING_IS_S2M, VERSION};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -177,25 +178,16 @@ impl State {
     }
 }
 
-/// Counts a half-open handshake as long as it lives.
-#[derive(Debug)]
-struct HalfOpen(Arc<Account>);
-
-impl Drop for HalfOpen {
-    fn drop(&mut self) {
-        self.0.half_open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A client on its way to a connection.
 #[derive(Debug)]
 pub struct Handshake {
     /// Taken when the handshake ends.
-    socket: Option<OwnedFd>,
+    socket: Option<Control>,
     state: State,
     deadline: Instant,
     peer: (i32, u32),
-    half_open: HalfOpen,
+    _half_open: Counted,
+    account: Arc<Account>,
     /// Taken by INIT.
     hooks: Hooks,
 }
@@ -219,14 +211,15 @@ impl Handshake {
             max_s2m_ring: highest_ring(hello.s2m_rings),
             max_log2_ring_size: hello.log2_ring_size.min(Ring::MAX_LOG2),
         });
+        let socket = Control::new(socket, &account.half_open);
         send(socket.as_fd(), &message, None).ok()?;
-        account.half_open.fetch_add(1, Ordering::Relaxed);
         Some(Self {
             socket: Some(socket),
             state: State::Accepted,
             deadline: now + DEADLINE,
             peer,
-            half_open: HalfOpen(Arc::clone(account)),
+            _half_open: Counted::new(&account.half_open),
+            account: Arc::clone(account),
             hooks: Hooks::default(),
         })
     }
@@ -285,19 +278,19 @@ impl Handshake {
     /// True when CONNECTED was sent.
     fn advance(
         &mut self,
-        socket: &OwnedFd,
+        socket: &Control,
         offers: &dyn Fn(u32) -> Answer,
     ) -> Result<bool, CloseReason> {
         for _ in 0..MESSAGES_PER_CALL {
-            match receive(socket.as_fd())? {
+            match socket.receive()? {
                 Received::Nothing if Instant::now() >= self.deadline => {
                     let limit_ms = DEADLINE.as_millis() as u64;
                     let waiting_for = self.state.waiting_for();
                     return Err(CloseReason::Deadline { limit_ms, waiting_for });
                 }
                 Received::Nothing => return Ok(false),
-                Received::Message(message, fd) => {
-                    if self.handle(socket.as_fd(), message, fd, offers)? {
+                Received::Message(message, given) => {
+                    if self.handle(socket.as_fd(), message, given, offers)? {
                         return Ok(true);
                     }
                 }
@@ -310,11 +303,11 @@ impl Handshake {
         &mut self,
         socket: BorrowedFd<'_>,
         message: Message,
-        fd: Option<OwnedFd>,
+        given: Given,
         offers: &dyn Fn(u32) -> Answer,
     ) -> Result<bool, CloseReason> {
         let waiting_for = self.state.waiting_for();
-        let reply = match (&mut self.state, message, fd) {
+        let reply = match (&mut self.state, message, given) {
             (_, Message::Disconnect { reason, .. }, _) => {
                 return Err(CloseReason::PeerDisconnected(reason.to_printable()));
             }
@@ -323,15 +316,13 @@ impl Handshake {
                 self.state = State::Setup(Box::new(Setup::begin(&init, offers, hooks)?));
                 Message::Ack
             }
-            (State::Setup(setup), Message::AddRegion { index, size }, Some(file))
+            (State::Setup(setup), Message::AddRegion { index, size }, file)
                 if setup.places.is_empty() =>
             {
                 setup.add_region(index, size, file)?;
                 Message::Ack
             }
-            (State::Setup(setup), Message::AddRing(ring), Some(eventfd))
-                if !setup.regions.is_empty() =>
-            {
+            (State::Setup(setup), Message::AddRing(ring), eventfd) if !setup.regions.is_empty() => {
                 setup.add_ring(ring, eventfd)?;
                 Message::Ack
             }
@@ -347,11 +338,11 @@ impl Handshake {
         Ok(matches!(reply, Message::Connected(_)))
     }
 
-    fn connected(&mut self, socket: OwnedFd) -> Progress {
+    fn connected(&mut self, socket: Control) -> Progress {
         let State::Setup(setup) = std::mem::replace(&mut self.state, State::Over) else {
             return Progress::Closed(CloseReason::NoRings);
         };
-        self.half_open.0.established.fetch_add(1, Ordering::Relaxed);
+        self.account.established.fetch_add(1, Ordering::Relaxed);
         Progress::Connected(setup.finish(socket, self.peer))
     }
 }
@@ -406,7 +397,7 @@ impl Setup {
         })
     }
 
-    fn add_region(&mut self, index: u16, size: u64, file: OwnedFd) -> Result<(), CloseReason> {
+    fn add_region(&mut self, index: u16, size: u64, file: Given) -> Result<(), CloseReason> {
         let limits = &self.offer.limits;
         let max = limits.regions.min(MAX_REGIONS as u16);
         next_index("region", index, self.regions.len(), max)?;
@@ -421,14 +412,11 @@ impl Setup {
     }
 
     /// The file is closed afterwards, at CONNECT at the latest, unless an application has use for it.
-    fn map(
-        &mut self,
-        size: u64,
-        file: OwnedFd,
-        rules: &RegionRules,
-    ) -> Result<Region, RegionError> {
+    fn map(&mut self, size: u64, given: Given, rules: &RegionRules) -> Result<Region, RegionError> {
         let before = self.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
-        let page = Region::check_peer(&file, size, before, rules)?;
+        let none = || RegionError::NotMemory(Errno::EBADF);
+        let page = Region::check_peer(given.first().ok_or_else(none)?, size, before, rules)?;
+        let file = given.take().ok_or_else(none)?;
         let first = self.regions.is_empty();
         if let Some(map) = self.hooks.map.as_mut().filter(|_| !first) {
             let refused = RegionError::System { call: "external memory", errno: Errno::ENOMEM };
@@ -447,7 +435,7 @@ impl Setup {
         Ok(if self.hooks.as_libmemif { region.keep(file) } else { region })
     }
 
-    fn add_ring(&mut self, add: AddRing, eventfd: OwnedFd) -> Result<(), CloseReason> {
+    fn add_ring(&mut self, add: AddRing, eventfd: Given) -> Result<(), CloseReason> {
         let s2m = add.flags & RING_IS_S2M != 0;
         let direction = if s2m { Direction::S2m } else { Direction::M2s };
         let limits = &self.offer.limits;
@@ -472,7 +460,7 @@ impl Setup {
         &mut self,
         add: AddRing,
         direction: Direction,
-        eventfd: OwnedFd,
+        given: Given,
     ) -> Result<Ring, RingError> {
         const MIN_LOG2: u8 = 6;
         if add.flags & !RING_IS_S2M != 0 {
@@ -491,9 +479,10 @@ impl Setup {
         if self.places.iter().any(|other| other.overlaps(place)) {
             return Err(RingError::Overlap);
         }
-        if !is_eventfd(&eventfd) {
+        if !given.first().is_some_and(is_eventfd) {
             return Err(RingError::NotEventfd);
         }
+        let eventfd = given.take().ok_or(RingError::NotEventfd)?;
         let ring = Ring::new(place, region, direction, eventfd)?;
         let cookie = ring.cookie();
         if cookie != RING_COOKIE {
@@ -523,7 +512,7 @@ impl Setup {
         Ok(())
     }
 
-    fn finish(self, socket: OwnedFd, (peer_pid, peer_uid): (i32, u32)) -> Connection {
+    fn finish(self, socket: Control, (peer_pid, peer_uid): (i32, u32)) -> Connection {
         let regions = Regions::new(self.regions, self.health);
         let info = Info {
             role: Role::Server,

@@ -5,7 +5,8 @@
 //! tenants must not share a listener.
 
 use super::handshake::{Handshake, Limits};
-use crate::sys::socket::{Address, accept, connect, listen, peer_credentials};
+use crate::sys::given::{Count, close_elsewhere};
+use crate::sys::socket::{Address, accept, connect, listen, peer_credentials, wait_readable};
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 const BACKLOG: i32 = 16;
 /// When to look again while too many handshakes are open.
 const HALF_OPEN_RETRY: Duration = Duration::from_millis(20);
+/// How long a listener that goes waits for what clients in the backlog have sent to be thrown away.
+const CLOSED_WITHIN: Duration = Duration::from_millis(20);
 
 /// How much attention a listener's clients can claim.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +45,8 @@ impl Default for ListenerLimits {
 /// What listeners and their handshakes count together.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
-    pub half_open: AtomicU32,
+    /// Handshakes, and descriptors of clients that are being closed.
+    pub half_open: Count,
     /// Handshakes that led to a connection since the listener looked last.
     pub established: AtomicU32,
 }
@@ -50,7 +54,8 @@ pub(crate) struct Account {
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    socket: OwnedFd,
+    /// Taken when it is dropped.
+    socket: Option<OwnedFd>,
     limits: ListenerLimits,
     account: Arc<Account>,
     tokens: f64,
@@ -103,7 +108,7 @@ impl Listener {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let limits = ListenerLimits::default();
         Ok(Self {
-            socket,
+            socket: Some(socket),
             limits,
             account: Arc::default(),
             tokens: f64::from(limits.accept_burst),
@@ -140,7 +145,7 @@ impl Listener {
                 self.retry_at = Some(now + Duration::from_secs_f64(seconds));
                 return Ok(None);
             }
-            let socket = match accept(self.socket.as_fd()) {
+            let socket = match accept(self.as_fd()) {
                 Ok(socket) => socket,
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO) => continue,
@@ -171,10 +176,27 @@ impl Listener {
     }
 }
 
+impl Drop for Listener {
+    /// Clients that wait may have sent something already, which is thrown away with the last descriptor
+    /// of the listener: not here. The name is free afterwards, unless that takes its time.
+    fn drop(&mut self) {
+        let waiting = wait_readable(self, Duration::ZERO).unwrap_or(true);
+        if let Some(socket) = self.socket.take()
+            && waiting
+            && let Some(thread) = close_elsewhere(vec![socket], &self.account.half_open)
+        {
+            let end = Instant::now() + CLOSED_WITHIN;
+            while !thread.is_finished() && Instant::now() < end {
+                std::thread::sleep(CLOSED_WITHIN / 20);
+            }
+        }
+    }
+}
+
 impl AsFd for Listener {
     /// The socket, to wait for.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket.as_ref().expect("a listener has a socket until it is dropped").as_fd()
     }
 }
 

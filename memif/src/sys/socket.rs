@@ -1,91 +1,123 @@
 //! Control sockets: one 128-byte message per packet, at most one file descriptor with it.
 //!
-//! Every descriptor that the kernel installs is wrapped in an [`OwnedFd`] before the message is
-//! looked at, so that no path can leak one. Nothing here blocks and nothing raises SIGPIPE.
+//! Every descriptor that the kernel installs is in a [`Given`] before the message is looked at, so that no
+//! path can leak one, or wait for it to be closed. Nothing here blocks and nothing raises SIGPIPE.
 
+use super::given::{Count, Given};
 use crate::error::CloseReason;
 use crate::wire::{MESSAGE_BYTES, Message};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Descriptors that we have room for: more than any message carries, so that "two instead of one"
-/// is told apart, few enough that a flood does not fill our table. The kernel discards the rest.
+/// More descriptors than any message carries.
 const MAX_FDS: usize = 4;
-/// Room for SCM_RIGHTS and for SCM_CREDENTIALS, should an injected socket have SO_PASSCRED.
-const CONTROL_BYTES: usize = 128;
+/// Room for as many as the kernel lets anybody send (253, unix(7)), and for SCM_CREDENTIALS: what does not
+/// fit the kernel closes itself, on our time.
+const CONTROL_BYTES: usize = 1152;
 
 /// What one receive gave.
 #[derive(Debug)]
 pub(crate) enum Received {
     /// A message and the descriptor that belongs to it.
-    Message(Message, Option<OwnedFd>),
+    Message(Message, Given),
     /// Nothing there now.
     Nothing,
 }
 
-/// Receives one message without blocking. Any breach of the framing is a reason to close.
-pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Received, CloseReason> {
-    let mut bytes = [0u8; MESSAGE_BYTES];
-    let mut fds: [Option<OwnedFd>; MAX_FDS] = Default::default();
-    let Some((len, truncated)) = receive_raw(socket, &mut bytes, &mut fds)? else {
-        return Ok(Received::Nothing);
-    };
-    if len == 0 {
-        return Err(CloseReason::PeerClosed);
-    }
-    if len != MESSAGE_BYTES {
-        return Err(CloseReason::MessageSize(len));
-    }
-    if truncated {
-        return Err(CloseReason::TooManyFds);
-    }
-    let message = Message::decode(&bytes).map_err(CloseReason::UnknownMessage)?;
-    let got = fds.iter().flatten().count();
-    if got != message.fds() {
-        return Err(CloseReason::FdCount { kind: message.kind(), got, want: message.fds() });
-    }
-    let [first, ..] = fds;
-    Ok(Received::Message(message, first))
+/// What one system call gave.
+enum Packet {
+    /// Its real length, even when longer than the buffer; whether descriptors were cut off; and they.
+    Whole(usize, bool, Given),
+    Nothing,
+    End,
 }
 
-/// The real length of the packet (even when longer than the buffer) and whether descriptors were cut off.
-fn receive_raw(
-    socket: BorrowedFd<'_>,
-    bytes: &mut [u8; MESSAGE_BYTES],
-    fds: &mut [Option<OwnedFd>; MAX_FDS],
-) -> Result<Option<(usize, bool)>, CloseReason> {
-    #[repr(align(8))]
-    struct Control([u8; CONTROL_BYTES]);
-    let mut control = Control([0; CONTROL_BYTES]);
-    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
-    let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut iov;
-    header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    // Exactly this many descriptors fit; credentials, when switched on, take from the same room.
-    header.msg_controllen = CONTROL_BYTES;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
-    // SAFETY: header points at live buffers of the lengths that it states.
-    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let Ok(len) = usize::try_from(len) else {
-        return match Errno::last() {
-            Errno::EAGAIN | Errno::EINTR => Ok(None),
-            Errno::ECONNRESET => Err(CloseReason::PeerClosed),
-            errno => Err(CloseReason::System { call: "recvmsg", errno }),
+/// A control socket. When it is dropped, the peer sees the end, and what nobody has read is thrown away.
+#[derive(Debug)]
+pub(crate) struct Control {
+    socket: OwnedFd,
+    /// Counts descriptors of the peer's that are being closed.
+    open: Count,
+}
+
+impl Control {
+    pub(crate) fn new(socket: OwnedFd, open: &Count) -> Self {
+        // Credentials come with each packet, which tells one of no bytes from the end.
+        let _ = setsockopt(&socket, sockopt::PassCred, &true);
+        Self { socket, open: Count::clone(open) }
+    }
+
+    /// Receives one message without blocking. Any breach of the framing is a reason to close.
+    pub(crate) fn receive(&self) -> Result<Received, CloseReason> {
+        let mut bytes = [0u8; MESSAGE_BYTES];
+        let (len, truncated, given) = match self.receive_packet(&mut bytes)? {
+            Packet::Whole(len, truncated, given) => (len, truncated, given),
+            Packet::Nothing => return Ok(Received::Nothing),
+            Packet::End => return Err(CloseReason::PeerClosed),
         };
-    };
-    let extra = take_fds(&header, fds);
-    let truncated = header.msg_flags & libc::MSG_CTRUNC != 0 || extra;
-    Ok(Some((len, truncated)))
+        if len != MESSAGE_BYTES {
+            return Err(CloseReason::MessageSize(len));
+        }
+        if truncated {
+            return Err(CloseReason::TooManyFds);
+        }
+        let message = Message::decode(&bytes).map_err(CloseReason::UnknownMessage)?;
+        let got = given.len();
+        if got != message.fds() {
+            return Err(CloseReason::FdCount { kind: message.kind(), got, want: message.fds() });
+        }
+        Ok(Received::Message(message, given))
+    }
+
+    fn receive_packet(&self, bytes: &mut [u8; MESSAGE_BYTES]) -> Result<Packet, CloseReason> {
+        #[repr(align(8))]
+        struct Control([u8; CONTROL_BYTES]);
+        let mut control = Control([0; CONTROL_BYTES]);
+        let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: an all-zero msghdr is valid: null pointers with zero lengths.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        header.msg_iov = &raw mut iov;
+        header.msg_iovlen = 1;
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = CONTROL_BYTES;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC;
+        // SAFETY: header points at live buffers of the lengths that it states.
+        let len = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut header, flags) };
+        let Ok(len) = usize::try_from(len) else {
+            return match Errno::last() {
+                Errno::EAGAIN | Errno::EINTR => Ok(Packet::Nothing),
+                Errno::ECONNRESET => Ok(Packet::End),
+                errno => Err(CloseReason::System { call: "recvmsg", errno }),
+            };
+        };
+        let given = take_fds(&header, &self.open);
+        if len == 0 && header.msg_controllen == 0 {
+            return Ok(Packet::End);
+        }
+        let truncated = header.msg_flags & libc::MSG_CTRUNC != 0 || given.len() > MAX_FDS;
+        Ok(Packet::Whole(len, truncated, given))
+    }
 }
 
-/// Takes ownership of every descriptor in the control data; true when there were more than fit
-/// (those are closed).
-fn take_fds(header: &libc::msghdr, fds: &mut [Option<OwnedFd>; MAX_FDS]) -> bool {
-    let mut at = 0;
-    let mut extra = false;
+impl Drop for Control {
+    /// What is left in the socket would be closed with it, on our time. Nothing comes after the end.
+    fn drop(&mut self) {
+        shut_down(self.socket.as_fd());
+        while let Ok(Packet::Whole(..)) = self.receive_packet(&mut [0; MESSAGE_BYTES]) {}
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Takes ownership of every descriptor in the control data.
+fn take_fds(header: &libc::msghdr, open: &Count) -> Given {
+    let mut given = Given::none(open);
     // SAFETY: header was filled by recvmsg and its control buffer is alive.
     let mut cmsg = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !cmsg.is_null() {
@@ -102,17 +134,13 @@ fn take_fds(header: &libc::msghdr, fds: &mut [Option<OwnedFd>; MAX_FDS]) -> bool
                     let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
                     OwnedFd::from_raw_fd(data.add(i).read_unaligned())
                 };
-                match fds.get_mut(at) {
-                    Some(place) => *place = Some(fd),
-                    None => extra = true,
-                }
-                at += 1;
+                given.push(fd);
             }
         }
         // SAFETY: as above.
         cmsg = unsafe { libc::CMSG_NXTHDR(header, cmsg) };
     }
-    extra
+    given
 }
 
 /// Sends one message without blocking; a peer that does not read loses its connection.

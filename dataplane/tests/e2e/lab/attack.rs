@@ -13,7 +13,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::memif::Listening;
-use super::rogue::{Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, ring};
+use super::rogue::{
+    Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, lingering, ring,
+};
 use super::{End, MemifPod};
 use holes::Puncher;
 
@@ -100,6 +102,19 @@ pub const ATTACKS: &[Attack] = &[
     }),
     attack("unasked descriptors on an ACK", |a| {
         a.told(|r| r.send_bytes(&ack(), &[r.file.as_fd(); 2]))
+    }),
+    attack("a socket that lingers", |a| {
+        let (socket, neighbour) = lingering();
+        let mut socket = Some(socket);
+        let over = a.told(|r| {
+            if let Some(socket) = socket.take() {
+                r.send_bytes(&ack(), &[socket.as_fd()]);
+                // Whoever closes it last waits: the data plane, if it is slower than this thread.
+                std::thread::spawn(move || drop(socket));
+            }
+        });
+        drop(neighbour);
+        over
     }),
     attack("idle connections", Attacker::idle),
     attack("a short message", |a| a.told(|r| r.send_bytes(&[1, 0], &[]))),
@@ -198,7 +213,7 @@ impl Attacker {
     }
 
     /// Nonsense in answer to HELLO.
-    fn told(&self, act: impl Fn(&Rogue)) -> bool {
+    fn told(&self, act: impl FnOnce(&Rogue)) -> bool {
         let rogue = Rogue::connect(&self.victim.netns, self.sealed);
         let greeted = rogue.heard().is_some();
         if greeted {

@@ -1,7 +1,8 @@
 //! A memif client that does what it likes: raw messages on a raw socket, and shared memory of its own.
 
 use std::fs::File;
-use std::io::IoSlice;
+use std::io::{IoSlice, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -130,6 +131,18 @@ fn seal(file: &File, sealed: bool) {
 pub fn eventfd(blocks: bool) -> OwnedFd {
     let flags = if blocks { EfdFlags::empty() } else { EfdFlags::EFD_NONBLOCK };
     EventFd::from_value_and_flags(0, flags).expect("an eventfd").into()
+}
+
+/// A socket that nobody can close at once, by SO_LINGER (socket(7)), until its neighbour, who does not
+/// read, is gone.
+pub fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut sender = TcpStream::connect(listener.local_addr().expect("one")).expect("a neighbour");
+    let linger = libc::linger { l_onoff: 1, l_linger: 600 };
+    setsockopt(&sender, sockopt::Linger, &linger).expect("a TCP socket");
+    sender.set_nonblocking(true).expect("a socket");
+    while sender.write(&[0; 1 << 16]).is_ok() {}
+    (sender.into(), listener.accept().expect("the one that has connected").0)
 }
 
 /// A ring of the usual layout.

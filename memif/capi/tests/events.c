@@ -286,7 +286,8 @@ int main(int argc, char **argv)
 	OK(memif_set_connection_request_timer(client.sock, timer));
 	OK(make(&client, 0, "hush"));
 	make_socket(&server, argv[1]);
-	OK(memif_set_listener_fd(server.sock, listener(argv[1])));
+	int listening = listener(argv[1]);
+	OK(memif_set_listener_fd(server.sock, listening));
 	OK(make(&server, 1, "hush"));
 	WAIT(server.ups && client.ups, turn());
 	echo(&server, 300);
@@ -300,6 +301,8 @@ int main(int argc, char **argv)
 	for (int round = 1; round <= 3; round++) {
 		OK(memif_delete(&server.conn));
 		WAIT(client.downs == round, turn());
+		/* What the program gave stays: it may not be able to make another. */
+		CHECK(memif_get_listener_fd(server.sock) == listening);
 		OK(make(&server, 1, "hush"));
 		WAIT(client.ups == round + 1 && server.ups == round + 1, turn());
 		server.frames = client.frames = 0;

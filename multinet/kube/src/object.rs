@@ -6,11 +6,12 @@ use std::fmt::Debug;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::DynamicResourceScope;
 use kube::{Api, Client};
-use multinet::types::meta::{Resource, keep_foreign, with_foreign};
+use multinet::types::meta::{Resource, keep_foreign, keeps_foreign, with_foreign};
 use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// An object, and what the client library reads of its metadata.
 #[derive(Clone, Debug)]
@@ -80,19 +81,20 @@ impl<R: Resource> Serialize for Object<R> {
 }
 
 impl<'de, R: Resource> Deserialize<'de> for Object<R> {
-    /// In a list of Kubernetes' own kinds, elements say neither `apiVersion` nor `kind`. Who owns which
-    /// field is longer than many an object and nobody here asks for it; the API server keeps it when an
-    /// update comes without.
+    /// A watch brings thousands: the text is read a second time only if it says something that the types
+    /// do not know. Who owns which field is longer than many an object and nobody here asks for it; the
+    /// API server keeps it when an update comes without.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Map::deserialize(deserializer)?;
-        value.entry("apiVersion").or_insert_with(|| R::API_VERSION.into());
-        value.entry("kind").or_insert_with(|| R::KIND.into());
-        if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
-            metadata.remove("managedFields");
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let mut unknown = false;
+        let mut fields = serde_json::Deserializer::from_str(text.get());
+        let inner = serde_ignored::deserialize(&mut fields, |_| unknown = true);
+        let mut inner: R = inner.map_err(D::Error::custom)?;
+        if unknown && keeps_foreign::<R>() {
+            let whole: Value = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+            keep_foreign(&mut inner, &whole).map_err(D::Error::custom)?;
         }
-        let value = Value::Object(value);
-        let mut inner = R::deserialize(&value).map_err(D::Error::custom)?;
-        keep_foreign(&mut inner, &value).map_err(D::Error::custom)?;
+        inner.meta_mut().other.remove("managedFields");
         Ok(Self::new(inner))
     }
 }

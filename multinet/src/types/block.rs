@@ -225,7 +225,7 @@ pub struct Entry {
     /// Who holds it; for a released address who had it last, so that a pod whose sandbox is made
     /// anew gets it back; absent in quarantine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "OwnerSchema")]
+    #[schemars(with = "OwnerFields")]
     pub owner: Option<Owner>,
     /// The interface inside the pod (or on the node).
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -301,7 +301,7 @@ impl EntryState {
 
 /// Who holds an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(tag = "kind")]
+#[serde(tag = "kind", try_from = "OwnerFields")]
 pub enum Owner {
     /// A pod.
     Pod {
@@ -319,14 +319,13 @@ pub enum Owner {
     },
 }
 
-/// [`Owner`] as an OpenAPI schema of Kubernetes can say it: one object, fields by kind.
-#[derive(JsonSchema)]
+/// [`Owner`] as it is written: one object, fields by kind.
+#[derive(Deserialize, JsonSchema)]
 #[schemars(extend("x-kubernetes-validations" = [
     {"rule": "self.kind == 'Pod' ? has(self.namespace) && has(self.uid) : !has(self.namespace) && !has(self.uid)",
      "message": "a Pod has namespace and uid, a Node has neither"}
 ]))]
-#[expect(dead_code, reason = "its fields are read by the derive alone")]
-struct OwnerSchema {
+struct OwnerFields {
     /// `Pod` or `Node`.
     #[schemars(extend("enum" = ["Pod", "Node"]))]
     kind: String,
@@ -336,6 +335,20 @@ struct OwnerSchema {
     name: String,
     /// UID of a pod; for static pods the annotation `kubernetes.io/config.hash`.
     uid: Option<String>,
+}
+
+impl TryFrom<OwnerFields> for Owner {
+    type Error = String;
+
+    fn try_from(fields: OwnerFields) -> Result<Self, String> {
+        let OwnerFields { kind, namespace, name, uid } = fields;
+        match (kind.as_str(), namespace, uid) {
+            ("Pod", Some(namespace), Some(uid)) => Ok(Owner::Pod { namespace, name, uid }),
+            ("Pod", ..) => Err(format!("the pod {name} needs a namespace and a uid")),
+            ("Node", ..) => Ok(Owner::Node { name }),
+            _ => Err(format!("an owner is a Pod or a Node, not a {kind}")),
+        }
+    }
 }
 
 impl Owner {

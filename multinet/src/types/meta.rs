@@ -126,12 +126,18 @@ pub trait Resource: Clone + Debug + Serialize + DeserializeOwned + Send + Sync +
 /// Groups whose objects Bowline writes. Of others it reads the few fields that it needs.
 const WRITTEN_GROUPS: [&str; 3] = ["bowline.dev/", "spiderpool.spidernet.io/", "k8s.cni.cncf.io/"];
 
+/// Whether of a kind also that is kept which its types do not know.
+#[must_use]
+pub fn keeps_foreign<R: Resource>() -> bool {
+    WRITTEN_GROUPS.iter().any(|group| R::API_VERSION.starts_with(group))
+}
+
 /// Notes what `raw`, which the object was read from, holds beyond what its types know.
 ///
 /// # Errors
 /// The object cannot be written as JSON.
 pub fn keep_foreign<R: Resource>(object: &mut R, raw: &Value) -> serde_json::Result<()> {
-    if WRITTEN_GROUPS.iter().any(|group| R::API_VERSION.starts_with(group)) {
+    if keeps_foreign::<R>() {
         let known = serde_json::to_value(&*object)?;
         object.meta_mut().foreign = Foreign::of(raw, &known).map(Arc::new);
     }

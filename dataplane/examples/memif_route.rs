@@ -1,12 +1,14 @@
-//! memif → IPv4 route → memif through one real worker in this process: the quickest way to see what
+//! memif → route → memif through one real worker in this process: the quickest way to see what
 //! a change of the path, of a port or of the copying costs.
 //!
 //! ```text
-//! cargo run --release --example memif_route -- rate   [frame bytes] [rounds]
-//! cargo run --release --example memif_route -- turn   [frame bytes] [rounds]
-//! cargo run --release --example memif_route -- cross  [frame bytes] [rounds]
-//! cargo run --release --example memif_route -- stages [frame bytes] [rounds]
+//! cargo run --release --example memif_route -- rate   [frame bytes] [rounds] [6]
+//! cargo run --release --example memif_route -- turn   [frame bytes] [rounds] [6]
+//! cargo run --release --example memif_route -- cross  [frame bytes] [rounds] [6]
+//! cargo run --release --example memif_route -- stages [frame bytes] [rounds] [6]
 //! ```
+//!
+//! With `6` the packets are IPv6.
 //!
 //! - `rate`: generator and sink on core 0, worker on core 1; millions of packets per second.
 //! - `turn`: all on one core, a full burst per turn; nanoseconds per packet of the worker's turn
@@ -35,6 +37,7 @@ use memif::{
 use wire::Mac;
 
 const GATEWAY: Mac = Mac([2, 0xb0, 0, 0, 56, 1]);
+const NET6: u128 = 0xfd00 << 112;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Turns of one round of `turn` and `stages`.
 const TURNS: usize = 2_000;
@@ -45,7 +48,8 @@ fn main() {
     let mut numbers = args.filter_map(|a| a.parse::<usize>().ok());
     let bytes = numbers.next().unwrap_or(64).max(64);
     let rounds = numbers.next().unwrap_or(9).max(1);
-    let mut pods = Pods::new(bytes);
+    let template = if numbers.next() == Some(6) { frame6(bytes) } else { frame(bytes) };
+    let mut pods = Pods::new(template);
     match mode.as_str() {
         "turn" => turn(&mut pods, rounds),
         "cross" => cross(pods, rounds),
@@ -69,7 +73,7 @@ struct Pods {
 }
 
 impl Pods {
-    fn new(bytes: usize) -> Self {
+    fn new(template: Vec<u8>) -> Self {
         let name = format!("memif-route-{}", std::process::id());
         let (mut client_a, server_a) = pair(&format!("{name}-a"));
         let (mut client_b, server_b) = pair(&format!("{name}-b"));
@@ -85,10 +89,9 @@ impl Pods {
             connections.push(server);
         }
         let (burst, buffer) = (RxBurst::new(256), vec![0; 16 << 10]);
-        let template = frame(bytes);
         let (places, sum) = (TxSegs::new(), 0);
         Self {
-            bytes,
+            bytes: template.len(),
             template,
             tx,
             rx,
@@ -334,7 +337,7 @@ fn iface(id: u16) -> Arc<Iface> {
         mac: Mac([2, 0, 0, 0, 0, id as u8]),
         mtu_bytes: 9000,
         addrs4: Box::new([0x0a00_0000 + u32::from(id)]),
-        addrs6: Box::new([]),
+        addrs6: Box::new([NET6 + u128::from(id)]),
         allowed4: Box::new([]),
         allowed6: Box::new([]),
         any_source: false,
@@ -356,7 +359,7 @@ fn tables() -> Tables {
         gateways4: Box::new([]),
         gateways6: Box::new([]),
         prefixes4: Box::new([(0x0a00_0000, 0xff00_0000)]),
-        prefixes6: Box::new([]),
+        prefixes6: Box::new([(NET6, !0 << 64)]),
         peers: Box::new([]),
         fib4: Default::default(),
         fib6: Default::default(),
@@ -376,6 +379,7 @@ fn tables() -> Tables {
         };
         tables.next_hops.set(usize::from(id), hop);
         tables.hosts4.insert(VrfId(1), 0x0a00_0000 + u32::from(id), NextHopId(u32::from(id)));
+        tables.hosts6.insert(VrfId(1), NET6 + u128::from(id), NextHopId(u32::from(id)));
         tables.ifaces.set(usize::from(id), Some(iface(id)));
     }
     tables
@@ -391,6 +395,19 @@ fn frame(bytes: usize) -> Vec<u8> {
     wire::Ipv4::fill_checksum(&mut f[14..34]);
     let udp = total - 20;
     f.extend([0x30, 0, 0x40, 0, (udp >> 8) as u8, udp as u8, 0, 0]);
+    f.resize(bytes, 0xab);
+    f
+}
+
+/// The same over IPv6.
+fn frame6(bytes: usize) -> Vec<u8> {
+    let mut f = GATEWAY.0.to_vec();
+    f.extend([2, 0, 0, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0]);
+    let udp = ((bytes - 54) as u16).to_be_bytes();
+    f.extend([udp[0], udp[1], 17, 64]);
+    f.extend((NET6 + 1).to_be_bytes());
+    f.extend((NET6 + 2).to_be_bytes());
+    f.extend([0x30, 0, 0x40, 0, udp[0], udp[1], 0x12, 0x34]);
     f.resize(bytes, 0xab);
     f
 }

@@ -142,7 +142,8 @@ pub(super) fn is_martian_source4(addr: u32) -> bool {
 }
 
 /// Unspecified, loopback and embedded IPv4 (RFC 4291 §2.5), multicast, link-local.
-fn is_martian_source6(addr: u128) -> bool {
+#[inline]
+pub(super) fn is_martian_source6(addr: u128) -> bool {
     addr >> 48 == 0 || addr >> 120 == 0xff || addr >> 118 == 0x3fa
 }
 

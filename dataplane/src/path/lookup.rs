@@ -66,6 +66,12 @@ pub(super) fn routable4(dst: u32) -> bool {
     CLASS4[(dst >> 24) as usize] == Class::Unicast
 }
 
+/// The same of IPv6, for global unicast and unique local addresses: 2000::/3 and fc00::/7.
+#[inline(always)]
+pub(super) fn routable6(dst: u128) -> bool {
+    matches!(dst >> 120, 0x20..=0x3f | 0xfc | 0xfd)
+}
+
 /// Routes an IPv4 packet.
 #[inline(always)]
 pub(super) fn ip4<'a, P: Probe>(
@@ -107,8 +113,7 @@ pub(super) fn ip6<'a, P: Probe>(
     ip: Ip6,
     probe: &mut P,
 ) -> Step<Route<'a>> {
-    // Global unicast and unique local addresses pass by one compare: 2000::/3 and fc00::/7.
-    if from.group || !matches!(ip.dst >> 120, 0x20..=0x3f | 0xfc | 0xfd) {
+    if from.group || !routable6(ip.dst) {
         if ip.dst == link_local_of(from.vrf.gateway_mac) && !from.group && from.outer.is_none() {
             return Continue((NextHopId::NONE, &GATEWAY));
         }

@@ -164,7 +164,6 @@ pub(super) fn ip6(packet: &mut Packet<'_>, l3: u16) -> Step<Ip6> {
     let there = upper.piece == Piece::Whole && l4_bytes >= least(upper.protocol);
     let Some(ports) = ports_of(upper.protocol, there, rest) else { return Break(packet.more()) };
     let (src, dst) = (ip.src.get(), ip.dst.get());
-    let folded = src ^ dst.rotate_left(61);
     let facts =
         Ip6 { src, dst, bytes: total as u32, hop_limit: ip.hop_limit, piece: upper.piece, ports };
     let upper = Upper {
@@ -173,7 +172,7 @@ pub(super) fn ip6(packet: &mut Packet<'_>, l3: u16) -> Step<Ip6> {
         bytes: l4_bytes as u32,
         there,
         ports,
-        addresses: mix((folded >> 64) as u64 ^ mix(folded as u64)),
+        addresses: addresses6(src, dst),
     };
     if total < available {
         packet.trim(offset + total);
@@ -209,7 +208,7 @@ fn ports_of(upper: u8, there: bool, rest: &[u8]) -> Option<u32> {
 
 /// Fewest bytes of a layer-4 message whose header anybody looks at.
 #[inline(always)]
-const fn least(upper: u8) -> usize {
+pub(super) const fn least(upper: u8) -> usize {
     match upper {
         protocol::TCP => size_of::<Tcp>(),
         protocol::UDP => size_of::<Udp>(),
@@ -228,6 +227,12 @@ fn addresses4(src: u32, dst: u32) -> u64 {
     mix(u64::from(src) << 32 | u64::from(dst))
 }
 
+#[inline(always)]
+fn addresses6(src: u128, dst: u128) -> u64 {
+    let folded = src ^ dst.rotate_left(61);
+    mix((folded >> 64) as u64 ^ mix(folded as u64))
+}
+
 /// A flow's hash, from its addresses' hash.
 #[inline(always)]
 fn flow(addresses: u64, ports: u32, protocol: u8) -> u32 {
@@ -240,6 +245,12 @@ fn flow(addresses: u64, ports: u32, protocol: u8) -> u32 {
 #[inline(always)]
 pub(super) fn flow4(src: u32, dst: u32, ports: u32, protocol: u8) -> u32 {
     flow(addresses4(src, dst), ports, protocol)
+}
+
+/// The hash of an IPv6 flow.
+#[inline(always)]
+pub(super) fn flow6(src: u128, dst: u128, ports: u32, protocol: u8) -> u32 {
+    flow(addresses6(src, dst), ports, protocol)
 }
 
 /// Notes where the layer-4 header is, and the flow.

@@ -1,4 +1,4 @@
-//! The usual packet at one go: IPv4 with TCP or UDP in one piece, from a pod that may send it to
+//! The usual packet at one go: TCP or UDP in one piece over IPv4 or IPv6, from a pod that may send it to
 //! another pod or into a tunnel, or out of a tunnel over IPv4 to a pod.
 //!
 //! What is unusual in any way is left as it came, for [`super::forward`]: there are the rules and
@@ -6,13 +6,15 @@
 //! path test runs its frames through both and compares ([`super::testing::World`]).
 
 mod pod;
+mod pod4;
+mod pod6;
 mod tunnel;
 
-use wire::{Header, Ipv4, Tcp, Udp, protocol};
+use wire::{Header, Ipv4, Ipv6, protocol};
 
-use super::lookup::{Route, routable4};
-use super::{Meta, Slot, rewrite};
-use crate::table::{Iface, IfaceKind, Tables, Vrf, VrfId};
+use super::lookup::{Route, routable4, routable6};
+use super::{Meta, Slot, parse, rewrite};
+use crate::table::{Iface, IfaceKind, NextHopId, Tables, Vrf, VrfId};
 use pod::FromPod;
 use tunnel::FromTunnel;
 
@@ -42,9 +44,7 @@ impl<'a> Fast<'a> {
     #[inline]
     pub fn forward_run(&mut self, slots: &mut [Slot], metas: &mut [Meta]) -> (usize, u64) {
         match self {
-            Self::Pod(fast) => {
-                run(slots, metas, |slot, meta, bytes| fast.forward(slot, meta, bytes))
-            }
+            Self::Pod(fast) => fast.forward_run(slots, metas),
             Self::Tunnel(fast) => {
                 run(slots, metas, |slot, meta, bytes| fast.forward(slot, meta, bytes))
             }
@@ -92,15 +92,10 @@ impl Usual {
     fn of(packet: &[u8; PACKET], bytes: u32) -> Option<Self> {
         let (ip, ports) = packet.split_first_chunk::<{ Ipv4::BYTES }>()?;
         let (ip, ports) = (Ipv4::view(ip)?, u32::from_be_bytes(*ports.first_chunk()?));
-        let least = match ip.protocol {
-            protocol::TCP => Ipv4::BYTES + Tcp::BYTES,
-            protocol::UDP => Ipv4::BYTES + Udp::BYTES,
-            _ => return None,
-        };
         let usual = ip.version_ihl == 0x45
             && !ip.is_fragment()
             && u32::from(ip.total_len.get()) == bytes
-            && bytes >= least as u32
+            && holds_ports(ip.protocol, bytes, Ipv4::BYTES)
             && ip.verifies();
         usual.then(|| Self {
             src: ip.src.get(),
@@ -113,29 +108,90 @@ impl Usual {
     }
 }
 
-/// Where packets go, and where the one before went: a burst often goes to few.
-#[derive(Debug)]
-struct Routes<'a> {
-    tables: &'a Tables,
-    last: Option<(VrfId, u32, Route<'a>)>,
+/// The same of IPv6.
+const PACKET6: usize = Ipv6::BYTES + PORTS;
+
+/// What the headers of a usual IPv6 packet say.
+struct Usual6 {
+    src: u128,
+    dst: u128,
+    bytes: u32,
+    hop_limit: u8,
+    protocol: u8,
+    ports: u32,
 }
 
-impl<'a> Routes<'a> {
-    /// What leads to the address; `None` unless the packet leaves by it.
+impl Usual6 {
+    /// Looks at an IPv6 packet that has `bytes` in all; `None` if it is unusual.
     #[inline(always)]
-    fn lookup(&mut self, vrf: &Vrf, dst: u32) -> Option<Route<'a>> {
+    fn of(packet: &[u8; PACKET6], bytes: u32) -> Option<Self> {
+        let (ip, ports) = packet.split_first_chunk::<{ Ipv6::BYTES }>()?;
+        let (ip, ports) = (Ipv6::view(ip)?, u32::from_be_bytes(*ports.first_chunk()?));
+        let usual = ip.version() == 6
+            && u32::from(ip.payload_len.get()) + Ipv6::BYTES as u32 == bytes
+            && holds_ports(ip.next_header, bytes, Ipv6::BYTES);
+        usual.then(|| Self {
+            src: ip.src.get(),
+            dst: ip.dst.get(),
+            bytes,
+            hop_limit: ip.hop_limit,
+            protocol: ip.next_header,
+            ports,
+        })
+    }
+}
+
+/// Whether TCP or UDP follows a header of `l3_bytes`, in a packet that holds its header as well.
+#[inline(always)]
+fn holds_ports(upper: u8, bytes: u32, l3_bytes: usize) -> bool {
+    matches!(upper, protocol::TCP | protocol::UDP)
+        && bytes as usize >= l3_bytes + parse::least(upper)
+}
+
+/// Where packets go, and where the one before went: a burst often goes to few.
+#[derive(Debug)]
+struct Routes<'a, A> {
+    tables: &'a Tables,
+    last: Option<(VrfId, A, Route<'a>)>,
+}
+
+impl<'a, A: Copy + PartialEq> Routes<'a, A> {
+    fn new(tables: &'a Tables) -> Self {
+        Self { tables, last: None }
+    }
+
+    /// What leads to the address, by `route` if it is another one than before; `None` unless the packet
+    /// leaves by it.
+    #[inline(always)]
+    fn by(
+        &mut self,
+        vrf: &Vrf,
+        dst: A,
+        route: impl FnOnce(&Tables) -> Option<NextHopId>,
+    ) -> Option<Route<'a>> {
         if let Some((last_vrf, last, route)) = self.last
             && last == dst
             && last_vrf == vrf.id
         {
             return Some(route);
         }
-        if !routable4(dst) {
-            return None;
-        }
-        let id = self.tables.route4(vrf, dst);
+        let id = route(self.tables)?;
         let hop = self.tables.next_hop(id).filter(|hop| rewrite::is_ready(hop))?;
         self.last = Some((vrf.id, dst, (id, hop)));
         Some((id, hop))
+    }
+}
+
+impl<'a> Routes<'a, u32> {
+    #[inline(always)]
+    fn lookup(&mut self, vrf: &Vrf, dst: u32) -> Option<Route<'a>> {
+        self.by(vrf, dst, |tables| routable4(dst).then(|| tables.route4(vrf, dst)))
+    }
+}
+
+impl<'a> Routes<'a, u128> {
+    #[inline(always)]
+    fn lookup(&mut self, vrf: &Vrf, dst: u128) -> Option<Route<'a>> {
+        self.by(vrf, dst, |tables| routable6(dst).then(|| tables.route6(vrf, dst)))
     }
 }

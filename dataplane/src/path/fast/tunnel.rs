@@ -1,17 +1,18 @@
 //! Out of a tunnel over IPv4, from a tunnel end that may send on the VNI, to a pod's interface.
 
-use wire::{Ethernet, Header, Ipv4, Mac, Udp, Vxlan, ether_type, protocol};
+use wire::{Ethernet, Header, Ipv4, Ipv6, Mac, Udp, Vxlan, ether_type, protocol};
 
-use super::super::{
-    Checksum, Gso, HEADROOM_BYTES, Meta, Packet, Slot, decap, ingress, parse, rewrite,
-};
-use super::{PACKET, Routes, Usual};
+use super::super::lookup::Route;
+use super::super::{Checksum, HEADROOM_BYTES, Meta, Packet, Slot, decap, ingress, parse, rewrite};
+use super::pod::is_plain;
+use super::{PACKET, PACKET6, Routes, Usual, Usual6};
 use crate::table::{HopKind, Iface, Tables, Vrf};
 
 const UDP_AT: usize = Ethernet::BYTES + Ipv4::BYTES;
 /// Where the inner IP header begins.
 const INNER: usize = UDP_AT + Udp::BYTES + Vxlan::BYTES + Ethernet::BYTES;
 const LOOKED_AT: usize = INNER + PACKET;
+const LOOKED_AT6: usize = INNER + PACKET6;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,13 +25,16 @@ pub struct FromTunnel<'a> {
     vtep: u32,
     /// Who sent the packet before, on which VNI, and the VRF that it may reach by that.
     last: Option<(u32, u32, &'a Vrf)>,
-    routes: Routes<'a>,
+    routes: Routes<'a, u32>,
+    routes6: Routes<'a, u128>,
 }
 
 /// What the outer headers say.
 struct Outer {
     src: u32,
     vni: u32,
+    /// EtherType of the packet inside.
+    inner: u16,
 }
 
 impl<'a> FromTunnel<'a> {
@@ -43,7 +47,8 @@ impl<'a> FromTunnel<'a> {
             vxlan_port: tables.node.vxlan_port,
             vtep: u32::from(*tables.node.vteps4.first()?),
             last: None,
-            routes: Routes { tables, last: None },
+            routes: Routes::new(tables),
+            routes6: Routes::new(tables),
         })
     }
 
@@ -55,39 +60,70 @@ impl<'a> FromTunnel<'a> {
         meta: &mut Meta,
         frame_bytes: u32,
     ) -> Option<()> {
-        let head = slot.0[HEADROOM_BYTES..].first_chunk::<LOOKED_AT>()?;
-        let usual = usize::from(meta.start) == HEADROOM_BYTES
-            && usize::from(meta.end) >= HEADROOM_BYTES + LOOKED_AT
-            && meta.gso == Gso::None
-            && meta.checksum != Checksum::Partial;
-        if !usual {
+        if !is_plain(meta, LOOKED_AT) {
             return None;
         }
-        let (outer, inner) = head.split_first_chunk::<INNER>()?;
-        let outer = self.outer(outer, meta, frame_bytes)?;
+        let head = slot.0[HEADROOM_BYTES..].first_chunk::<INNER>()?;
+        let outer = self.outer(head, meta, frame_bytes)?;
         let vrf = self.vrf(&outer)?;
-        let ip = Usual::of(inner.first_chunk()?, frame_bytes - INNER as u32)?;
+        match outer.inner {
+            ether_type::IPV4 => self.ip4(slot, meta, vrf, frame_bytes),
+            ether_type::IPV6 => self.ip6(slot, meta, vrf, frame_bytes),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn ip4(&mut self, slot: &mut Slot, meta: &mut Meta, vrf: &Vrf, frame_bytes: u32) -> Option<()> {
+        let inner = slot.0[HEADROOM_BYTES + INNER..].first_chunk()?;
+        let ip = Usual::of(inner, frame_bytes - INNER as u32)?;
         if ip.ttl == 0 || ingress::is_martian_source4(ip.src) {
             return None;
         }
-        let (id, hop) = self.routes.lookup(vrf, ip.dst)?;
-        // Not out of one tunnel into another.
-        if hop.kind != HopKind::Local || ip.bytes > hop.mtu_bytes {
+        let route =
+            self.routes.lookup(vrf, ip.dst).filter(|route| takes(route, ip.bytes.into()))?;
+        self.note(meta, vrf, (4, ip.protocol), INNER + Ipv4::BYTES, route);
+        meta.flow_hash = parse::flow4(ip.src, ip.dst, ip.ports, ip.protocol);
+        rewrite::local(&mut Packet::new(slot, meta), route.1, false)
+    }
+
+    #[inline(always)]
+    fn ip6(&mut self, slot: &mut Slot, meta: &mut Meta, vrf: &Vrf, frame_bytes: u32) -> Option<()> {
+        if !is_plain(meta, LOOKED_AT6) {
             return None;
         }
+        let inner = slot.0[HEADROOM_BYTES + INNER..].first_chunk()?;
+        let ip = Usual6::of(inner, frame_bytes - INNER as u32)?;
+        if ip.hop_limit == 0 || ingress::is_martian_source6(ip.src) {
+            return None;
+        }
+        let route = self.routes6.lookup(vrf, ip.dst).filter(|route| takes(route, ip.bytes))?;
+        self.note(meta, vrf, (6, ip.protocol), INNER + Ipv6::BYTES, route);
+        meta.flow_hash = parse::flow6(ip.src, ip.dst, ip.ports, ip.protocol);
+        rewrite::local(&mut Packet::new(slot, meta), route.1, false)
+    }
+
+    /// Notes what is the same for both families.
+    #[inline(always)]
+    fn note(
+        &self,
+        meta: &mut Meta,
+        vrf: &Vrf,
+        (ip_version, protocol): (u8, u8),
+        l4: usize,
+        (id, hop): Route<'_>,
+    ) {
         meta.iface = self.iface.id;
         meta.vrf = vrf.id;
         meta.fragment_mtu = 0;
-        meta.ip_version = 4;
-        meta.protocol = ip.protocol;
+        meta.ip_version = ip_version;
+        meta.protocol = protocol;
         meta.l3 = INNER as u16;
-        meta.l4 = (INNER + Ipv4::BYTES) as u16;
-        meta.flow_hash = parse::flow4(ip.src, ip.dst, ip.ports, ip.protocol);
+        meta.l4 = l4 as u16;
         // If it was verified, that was the outer one.
         meta.checksum = Checksum::Unknown;
         meta.next_hop = id;
         meta.out = hop.out;
-        rewrite::local(&mut Packet::new(slot, meta), hop, false)
     }
 
     /// Looks at the outer headers.
@@ -112,10 +148,9 @@ impl<'a> FromTunnel<'a> {
             && u32::from(udp.len.get()) + UDP_AT as u32 == frame_bytes
             && (udp.checksum.get() == 0 || meta.checksum == Checksum::Verified)
             && inner.dst == self.router_mac
-            && inner.ether_type.get() == ether_type::IPV4
             && ip.verifies();
         let vni = Vxlan::view(vxlan)?.vni()?;
-        usual.then(|| Outer { src: ip.src.get(), vni })
+        usual.then(|| Outer { src: ip.src.get(), vni, inner: inner.ether_type.get() })
     }
 
     /// The VRF of the VNI, if the tunnel end may send on it.
@@ -134,4 +169,10 @@ impl<'a> FromTunnel<'a> {
         self.last = Some((outer.src, outer.vni, vrf));
         Some(vrf)
     }
+}
+
+/// Whether a packet of so many bytes leaves by the route here: not out of one tunnel into another.
+#[inline(always)]
+fn takes((_, hop): &Route<'_>, ip_bytes: u32) -> bool {
+    hop.kind == HopKind::Local && ip_bytes <= u32::from(hop.mtu_bytes)
 }

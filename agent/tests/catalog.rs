@@ -480,8 +480,10 @@ fn a_corrupt_block_serves_nobody_until_it_is_mended() {
     let blocks = agent.catalog.join("AddressBlock");
     let path = std::fs::read_dir(&blocks).unwrap().next().unwrap().unwrap().path();
     let whole = std::fs::read_to_string(&path).unwrap();
-    // Cut off where what is left is a valid block that holds nothing.
-    std::fs::write(&path, &whole[..whole.find("  entries:").unwrap()]).unwrap();
+    // YAML that is cut off where what is left is a valid block that holds nothing.
+    let json: serde_json::Value = serde_json::from_str(whole.trim_end_matches("...\n")).unwrap();
+    let yaml = serde_yaml_ng::to_string(&json).unwrap();
+    std::fs::write(&path, &yaml[..yaml.find("  entries:").unwrap()]).unwrap();
     let other = Netns::new();
     let error = agent.add_refused(&Pod::new("b", &other, "blue", "eth0"));
     let name = path.file_name().unwrap().to_str().unwrap();

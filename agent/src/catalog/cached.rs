@@ -8,9 +8,7 @@
 //! block from the API server.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bowline_kube::ApiStore;
 use multinet::rules::validate_block;
@@ -19,12 +17,7 @@ use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::meta::{LabelSelector, Resource};
 
 use super::objects::Objects;
-use super::turns::Turns;
-
-/// After each failed write in a row, the wait for the next try grows by this …
-const PAUSE: Duration = Duration::from_millis(5);
-/// … so many times.
-const MAX_PAUSES: u32 = 10;
+use super::turns::{Turns, pause_after};
 
 /// The API with a memory. Clones share it.
 #[derive(Clone, Debug)]
@@ -104,14 +97,8 @@ impl CachedStore {
         }
     }
 
-    /// How long to wait before the next try. Agents that race for one block would otherwise all read
-    /// it again at once, and all but one of them for nothing.
-    fn pause(&self, network: &str) -> Duration {
-        let failed = self.watched().get(network).map_or(0, |known| known.failed);
-        let longest = PAUSE.saturating_mul(failed.min(MAX_PAUSES));
-        // Each hasher has keys of its own.
-        let random = RandomState::new().hash_one(failed);
-        longest.mul_f64((random >> 32) as f64 / f64::from(u32::MAX))
+    fn failed_in_a_row(&self, network: &str) -> u32 {
+        self.watched().get(network).map_or(0, |known| known.failed)
     }
 
     fn doubtful(&self, network: &str) -> Vec<String> {
@@ -123,11 +110,12 @@ impl CachedStore {
     async fn settle_doubts(&self, network: &str) -> Result<(), StoreError> {
         let doubtful = self.doubtful(network);
         if !doubtful.is_empty() {
-            tokio::time::sleep(self.pause(network)).await;
+            tokio::time::sleep(pause_after(self.failed_in_a_row(network))).await;
         }
         for name in doubtful {
             match self.api.find::<AddressBlock>(&name).await? {
-                Some(block) => self.objects.set(self.reduce(block)),
+                // Whole: who has just tried to write it tries again.
+                Some(block) => self.objects.set(block),
                 // It was there: what else has gone?
                 None => self.trust(network, false),
             }

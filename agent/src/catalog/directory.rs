@@ -11,16 +11,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use multinet::store::{Store, StoreError};
+use multinet::types::block::{AddressBlock, NETWORK_LABEL};
 use multinet::types::meta::{LabelSelector, Resource, with_foreign};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::file::{END, FileContent, Key, parse};
-use super::turns::Turns;
+use super::turns::{Turns, pause_after};
 
 /// Locks are files that stay; so many of them keep writers of different objects apart.
 const LOCK_SHARDS: u64 = 32;
@@ -71,6 +72,8 @@ struct Inner {
     /// Files as last read, by path.
     cache: Mutex<HashMap<PathBuf, (Stamp, Arc<FileContent>)>>,
     turns: Turns,
+    /// Races lost in a row.
+    lost: AtomicU32,
     /// Numbers temporary files …
     temporary: AtomicU64,
     /// … of this writer: agents of several machines may share the directory.
@@ -85,6 +88,7 @@ impl Directory {
             root: root.to_owned(),
             cache: Mutex::default(),
             turns: Turns::default(),
+            lost: AtomicU32::new(0),
             temporary: AtomicU64::new(0),
             writer: new_uid()?,
         };
@@ -154,9 +158,13 @@ impl Directory {
             }
             Err(e) => return Err(e),
         };
-        let text = String::from_utf8_lossy(&bytes);
-        let shown = path.strip_prefix(self.root()).unwrap_or(path);
-        let content = Arc::new(parse(shown, &text, version_of(&bytes)));
+        let version = version_of(&bytes);
+        let known = self.cache().get(path).map(|(_, content)| content.clone());
+        let content = known.filter(|known| known.version == version).unwrap_or_else(|| {
+            let text = String::from_utf8_lossy(&bytes);
+            let shown = path.strip_prefix(self.root()).unwrap_or(path);
+            Arc::new(parse(shown, &text, version))
+        });
         self.cache().insert(path.to_owned(), (stamp, content.clone()));
         Ok(Some(content))
     }
@@ -193,7 +201,7 @@ impl Directory {
         holders.next().map(|(path, _)| path.clone())
     }
 
-    fn list_now<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
+    fn list_now<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<Arc<R>>, StoreError> {
         let below = self.root().join(R::KIND);
         let mut files = match catalog_files(&below) {
             Ok(files) => files,
@@ -214,8 +222,8 @@ impl Directory {
                 return Err(StoreError::Unavailable(problem.to_string()));
             }
             let objects = content.documents.iter().filter(|d| d.key.kind == R::KIND);
-            let objects = objects.filter_map(|d| d.object.downcast_ref::<R>());
-            found.extend(objects.filter(|o| selector.matches(&o.meta().labels)).cloned());
+            let objects = objects.filter_map(|d| d.object.clone().downcast::<R>().ok());
+            found.extend(objects.filter(|o| selector.matches(&o.meta().labels)));
         }
         Ok(found)
     }
@@ -276,7 +284,7 @@ impl Directory {
     fn replace<R: Resource>(&self, key: &Key, mut object: R) -> Result<R, StoreError> {
         object.meta_mut().resource_version = None;
         let mut text = text_of(&object).map_err(|e| {
-            StoreError::Unavailable(format!("{key} cannot be written as YAML: {e}"))
+            StoreError::Unavailable(format!("{key} cannot be written as text: {e}"))
         })?;
         text.push_str(END);
         let path = self.root().join(key.file());
@@ -328,6 +336,19 @@ impl Directory {
         Ok(())
     }
 
+    /// Who lost a race hears of it after a pause.
+    async fn wait_if_lost<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &written {
+            Ok(_) => self.inner.lost.store(0, Ordering::Relaxed),
+            Err(error) if error.is_race() => {
+                let lost = self.inner.lost.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                tokio::time::sleep(pause_after(lost)).await;
+            }
+            Err(_) => {}
+        }
+        written
+    }
+
     /// Runs file work where it may block.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -352,17 +373,25 @@ impl Store for Directory {
 
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
         let selector = selector.clone();
+        let found = self.blocking(move |directory| directory.list_now(&selector)).await?;
+        Ok(found.into_iter().map(Arc::unwrap_or_clone).collect())
+    }
+
+    async fn blocks(&self, domain: &str) -> Result<Vec<Arc<AddressBlock>>, StoreError> {
+        let selector = LabelSelector::label(NETWORK_LABEL, domain);
         self.blocking(move |directory| directory.list_now(&selector)).await
     }
 
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
         let object = object.clone();
-        self.blocking(move |directory| directory.create_now(&object)).await
+        let created = self.blocking(move |directory| directory.create_now(&object)).await;
+        self.wait_if_lost(created).await
     }
 
     async fn update<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
         let object = object.clone();
-        self.blocking(move |directory| directory.update_now(&object)).await
+        let updated = self.blocking(move |directory| directory.update_now(&object)).await;
+        self.wait_if_lost(updated).await
     }
 
     async fn delete<R: Resource>(&self, object: &R) -> Result<(), StoreError> {
@@ -376,14 +405,16 @@ fn object_in<R: Resource>(content: &FileContent, key: &Key) -> Option<R> {
     document.object.downcast_ref::<R>().cloned()
 }
 
-/// Fields in the types' order, for people; what the types do not know forces them into another.
-fn text_of<R: Resource>(object: &R) -> serde_yaml_ng::Result<String> {
-    if object.meta().foreign.is_none() {
-        return serde_yaml_ng::to_string(object);
-    }
-    let whole =
-        with_foreign(object).map_err(<serde_yaml_ng::Error as serde::ser::Error>::custom)?;
-    serde_yaml_ng::to_string(&whole)
+/// Fields in the types' order, for people; what the types do not know forces them into another. Blocks
+/// are written as JSON, which is YAML as well: each claim reads those that other agents wrote since.
+fn text_of<R: Resource>(object: &R) -> Result<String, Box<dyn std::error::Error>> {
+    let foreign = object.meta().foreign.as_ref().map(|_| with_foreign(object)).transpose()?;
+    Ok(match (foreign, R::KIND == AddressBlock::KIND) {
+        (None, true) => serde_json::to_string_pretty(object)? + "\n",
+        (Some(whole), true) => serde_json::to_string_pretty(&whole)? + "\n",
+        (None, false) => serde_yaml_ng::to_string(object)?,
+        (Some(whole), false) => serde_yaml_ng::to_string(&whole)?,
+    })
 }
 
 fn unavailable(verb: &str, path: &Path, error: &io::Error) -> StoreError {

@@ -1,14 +1,13 @@
 //! Objects of the API as watches and our own writes have brought them: of two states of one object
 //! the newer is kept, in whatever order they come.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use multinet::types::meta::{ObjectMeta, Resource};
 use tokio::sync::Notify;
 
-use super::file::{AnyObject, Key};
-use super::snapshot::ByKind;
+use super::file::Key;
+use super::snapshot::{ByKey, ByKind};
 
 /// The newest known state of every object that the agent follows.
 #[derive(Debug, Default)]
@@ -63,7 +62,7 @@ impl Objects {
         let of_kind = of_kind_mut::<R>(&mut objects);
         let before = of_kind.len();
         of_kind.retain(|key, object| {
-            present.contains(key) || !object.downcast_ref::<R>().is_some_and(&belongs)
+            present.contains(key.as_ref()) || !object.downcast_ref::<R>().is_some_and(&belongs)
         });
         let mut changed = of_kind.len() != before;
         for object in all {
@@ -82,17 +81,17 @@ impl Objects {
 }
 
 /// Objects of a kind, to be changed: copied if a snapshot has them.
-fn of_kind_mut<R: Resource>(objects: &mut ByKind) -> &mut BTreeMap<Key, AnyObject> {
+fn of_kind_mut<R: Resource>(objects: &mut ByKind) -> &mut ByKey {
     Arc::make_mut(objects.entry(R::KIND).or_default())
 }
 
-fn put<R: Resource>(objects: &mut BTreeMap<Key, AnyObject>, object: R) -> bool {
+fn put<R: Resource>(objects: &mut ByKey, object: R) -> bool {
     let key = Key::of::<R>(object.meta());
     let known = objects.get(&key).and_then(|known| known.downcast_ref::<R>());
     if known.is_some_and(|known| !is_newer(object.meta(), known.meta())) {
         return false;
     }
-    objects.insert(key, Arc::new(object));
+    objects.insert(key.into(), Arc::new(object));
     true
 }
 

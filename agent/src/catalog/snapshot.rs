@@ -19,7 +19,10 @@ use super::file::{AnyObject, Document, FileProblem, Fixed, Key};
 const SETTLE: Duration = Duration::from_millis(60);
 
 /// Objects by kind. Copies share the kinds that did not change.
-pub(crate) type ByKind = BTreeMap<&'static str, Arc<BTreeMap<Key, AnyObject>>>;
+pub(crate) type ByKind = BTreeMap<&'static str, Arc<ByKey>>;
+
+/// Objects of one kind. A copy of thousands takes neither texts nor objects along.
+pub(crate) type ByKey = BTreeMap<Arc<Key>, AnyObject>;
 
 /// The catalog as it is in force.
 #[derive(Debug, Clone, Default)]
@@ -146,9 +149,9 @@ impl Snapshot {
                 }
             }
         }
-        let mut by_kind: BTreeMap<&'static str, BTreeMap<Key, AnyObject>> = BTreeMap::new();
+        let mut by_kind: BTreeMap<&'static str, ByKey> = BTreeMap::new();
         for (key, (_, document)) in holders {
-            by_kind.entry(key.kind).or_default().insert(key, document.object);
+            by_kind.entry(key.kind).or_default().insert(key.into(), document.object);
         }
         self.objects = by_kind.into_iter().map(|(kind, objects)| (kind, objects.into())).collect();
     }
@@ -208,12 +211,10 @@ impl Snapshot {
 }
 
 /// The same objects of one kind?
-fn same_objects(
-    one: Option<&Arc<BTreeMap<Key, AnyObject>>>,
-    other: Option<&Arc<BTreeMap<Key, AnyObject>>>,
-) -> bool {
+fn same_objects(one: Option<&Arc<ByKey>>, other: Option<&Arc<ByKey>>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
-    let same = |((key, object), (other_key, other)): ((&Key, &AnyObject), (&Key, &AnyObject))| {
+    let same = |((key, object), (other_key, other)): ((_, &AnyObject), (_, &AnyObject))| {
+        let (key, other_key): (&Arc<Key>, &Arc<Key>) = (key, other_key);
         key == other_key && Arc::ptr_eq(object, other)
     };
     Arc::ptr_eq(one, other) || (one.len() == other.len() && one.iter().zip(other.iter()).all(same))

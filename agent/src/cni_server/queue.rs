@@ -88,6 +88,8 @@ impl<T, R> Gathering<T, R> {
         let (reply, mut answer) = oneshot::channel();
         self.lock().entry(network.to_owned()).or_default().push((wish, reply));
         let turn = store.turn(network).await;
+        // Who comes at the same moment shall be in the first write already.
+        tokio::task::yield_now().await;
         // Somebody before us may have written for us.
         if let Ok(outcome) = answer.try_recv() {
             return Some(outcome);

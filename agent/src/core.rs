@@ -337,7 +337,7 @@ pub(crate) fn descriptors(device: Device, fds: Vec<OwnedFd>) -> Descriptors {
         Device::Tap { .. } => DescriptorKind::TapQueues,
         Device::Memif => DescriptorKind::MemifListener,
     };
-    Descriptors { kind, fds: Arc::new(fds) }
+    Descriptors::new(kind, fds)
 }
 
 /// The kinds that [`Checked`] follows from.

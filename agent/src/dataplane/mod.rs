@@ -20,10 +20,12 @@ mod offer;
 mod session;
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multinet::realm::state::State;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +36,9 @@ pub use convert::message_of;
 
 /// While the data plane is away, it is looked for at this interval.
 const LOOK_FOR_EVERY: Duration = Duration::from_millis(25);
+
+/// How long a listener's end is waited for.
+const CLOSED_WITHIN: Duration = Duration::from_millis(20);
 
 /// Why the data plane did not do something.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -65,7 +70,46 @@ pub struct Descriptors {
     /// What they are.
     pub kind: DescriptorKind,
     /// Tap queues in order, or one listener.
-    pub fds: Arc<Vec<OwnedFd>>,
+    pub fds: Arc<HeldFds>,
+}
+
+impl Descriptors {
+    /// Those of one interface.
+    pub fn new(kind: DescriptorKind, fds: Vec<OwnedFd>) -> Self {
+        Self { kind, fds: Arc::new(HeldFds { kind, fds }) }
+    }
+}
+
+/// Descriptors that are closed with the last who holds them.
+#[derive(Debug)]
+pub struct HeldFds {
+    kind: DescriptorKind,
+    fds: Vec<OwnedFd>,
+}
+
+impl Deref for HeldFds {
+    type Target = [OwnedFd];
+
+    fn deref(&self) -> &[OwnedFd] {
+        &self.fds
+    }
+}
+
+impl Drop for HeldFds {
+    /// What a pod has sent to a listener before anybody accepted is thrown away with the listener: a
+    /// socket with SO_LINGER, for instance, whose last close takes as long as the pod likes. A thread
+    /// waits for that. Else the name is free when this returns.
+    fn drop(&mut self) {
+        if self.kind != DescriptorKind::MemifListener {
+            return;
+        }
+        let fds = std::mem::take(&mut self.fds);
+        let Ok(thread) = thread::Builder::new().spawn(move || drop(fds)) else { return };
+        let end = Instant::now() + CLOSED_WITHIN;
+        while !thread.is_finished() && Instant::now() < end {
+            thread::sleep(CLOSED_WITHIN / 100);
+        }
+    }
 }
 
 /// What the connection needs to know of the node. Its calls may block on files.

@@ -34,3 +34,40 @@ pub fn listen_abstract(name: &str) -> Result<OwnedFd, PodError> {
         PodError::new(format!("listen on the abstract socket @{name}"), io::Error::from(e))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{DescriptorKind, Descriptors};
+    use nix::sys::socket::{ControlMessage, MsgFlags, connect, getsockname, sendmsg, sockopt};
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
+    /// Not one that is in the backlog of its own listener.
+    #[test]
+    fn a_pods_socket_that_lingers_stops_nobody() {
+        let name = format!("agent-lingers-{}", std::process::id());
+        let listener = listen_abstract(&name).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut lingers = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let (_neighbour, _) = tcp.accept().unwrap();
+        let linger = libc::linger { l_onoff: 1, l_linger: 30 };
+        setsockopt(&lingers, sockopt::Linger, &linger).unwrap();
+        lingers.set_nonblocking(true).unwrap();
+        while lingers.write(&[0; 1 << 16]).is_ok() {}
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let pod = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+        let address: UnixAddr = getsockname(listener.as_raw_fd()).unwrap();
+        connect(pod.as_raw_fd(), &address).unwrap();
+        let raw = [lingers.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let pieces = [io::IoSlice::new(&[1, 0])];
+        sendmsg::<()>(pod.as_raw_fd(), &pieces, &rights, MsgFlags::empty(), None).unwrap();
+        drop((pod, lingers));
+        let held = Descriptors::new(DescriptorKind::MemifListener, vec![listener]);
+        let start = Instant::now();
+        drop(held);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+}

@@ -94,6 +94,23 @@ impl Controller {
         extra: &[&str],
     ) -> Controller {
         show_logs();
+        loop {
+            let controller = Self::launch(own.clone(), identity, extra);
+            let ended = eventually("the controller is ready", async || {
+                let ended = controller.task.is_finished();
+                (ended || controller.get("/readyz").await == "ok").then_some(ended)
+            })
+            .await;
+            if !ended {
+                return controller;
+            }
+            let why = controller.task.await.unwrap().unwrap_err();
+            // Whoever makes a connection may be given a port that was free a moment ago.
+            assert!(why.to_string().contains("cannot listen"), "the controller ended: {why:?}");
+        }
+    }
+
+    fn launch(own: Client, identity: &str, extra: &[&str]) -> Controller {
         let (webhook, health) = (free_port(), free_port());
         let options = options(identity, webhook, health, extra);
         let (stop, stopped) = oneshot::channel();
@@ -101,17 +118,7 @@ impl Controller {
             drop(stopped.await);
         }));
         let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let controller = Controller { health: address(health), webhook, stop, task };
-        eventually("the controller is ready", async || {
-            assert!(!controller.task.is_finished(), "the controller ended, see its log");
-            let answer = controller.get("/readyz").await;
-            if answer != "ok" {
-                tracing::debug!("not ready: {answer}");
-            }
-            (answer == "ok").then_some(())
-        })
-        .await;
-        controller
+        Controller { health: address(health), webhook, stop, task }
     }
 
     /// What it answers over HTTP; empty while nobody listens.

@@ -114,7 +114,10 @@ spec: {subnet: 10.0.0.0/24, gateway: 10.0.0.1, ips: [10.0.0.220]}
     let unnamed = unnamed.with_context(|| format!("no net2: {all}"))?;
     ensure!(unnamed["ips"] == serde_json::json!(["10.0.0.220"]), "{unnamed}");
     gone?;
-    cluster.kubectl("delete spiderippool blue-late --timeout=60s").map(drop)
+    // The webhook hears of the DEL a moment after the pod is gone.
+    eventually("the pool is not in use", SOON, || {
+        cluster.kubectl("delete spiderippool blue-late --timeout=60s").map(|_| true)
+    })
 }
 
 /// The demo's memif client, with both interfaces on blue by Multus' annotation and a list of pools that names none

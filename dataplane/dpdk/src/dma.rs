@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use dpdk_sys as sys;
 
-use crate::eal::Eal;
+use crate::eal::{Eal, devices_change};
 use crate::error::{Error, reason};
 
 /// One copy: `length_bytes` from `source` to `destination`.
@@ -52,11 +52,13 @@ impl DmaDev {
         let text = CString::new(arguments).map_err(|_| Error::Nul(arguments.to_owned()))?;
         let c_name = CString::new(name.as_str()).map_err(|_| Error::Nul(name.clone()))?;
         let refused = |operation, reason| Error::Device { device: name.clone(), operation, reason };
+        let changing = devices_change();
         // SAFETY: the EAL is initialised; strings are NUL-terminated and only read.
         let (ret, id) = unsafe {
             let ret = sys::rte_dev_probe(text.as_ptr());
             (ret, sys::rte_dma_get_dev_id_by_name(c_name.as_ptr()))
         };
+        drop(changing);
         let id = i16::try_from(id).unwrap_or(-1);
         if id < 0 {
             return Err(Error::Probe { device: arguments.to_owned(), reason: reason(ret) });
@@ -126,6 +128,7 @@ impl DmaDev {
 
 impl Drop for DmaDev {
     fn drop(&mut self) {
+        let _changing = devices_change();
         // SAFETY: the device exists; nothing uses it after this.
         unsafe {
             sys::rte_dma_stop(self.id);

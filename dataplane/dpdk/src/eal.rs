@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::marker::PhantomData;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
@@ -42,6 +42,13 @@ impl Default for EalOptions {
 }
 
 static STARTED: Mutex<Option<Memory>> = Mutex::new(None);
+
+/// Held while a device comes or goes: DPDK keeps both in lists that it does not lock, and the last
+/// queue of one device may be dropped on another thread while a second one is probed.
+pub(crate) fn devices_change() -> MutexGuard<'static, ()> {
+    static CHANGING: Mutex<()> = Mutex::new(());
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Eal {
     /// Starts DPDK in this process, with hugepages if enough are free.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dpdk_sys as sys;
 
-use crate::eal::Eal;
+use crate::eal::{Eal, devices_change};
 use crate::error::{Error, reason};
 use crate::home::Home;
 use crate::mempool::Mempool;
@@ -60,6 +60,7 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         let id = self.id;
+        let _changing = devices_change();
         // SAFETY: this is the last user of the port: device and queues hold Arcs. Stopping a port
         // that is not started and removing one that refuses are harmless.
         self.home.run(move || unsafe {
@@ -201,6 +202,7 @@ impl EthDev {
         let name = arguments.split(',').next().unwrap_or_default();
         let text = CString::new(arguments).map_err(|_| Error::Nul(arguments.to_owned()))?;
         let c_name = CString::new(name).map_err(|_| Error::Nul(name.to_owned()))?;
+        let _changing = devices_change();
         let before = Before::now();
         // SAFETY: the EAL is initialised; both strings are NUL-terminated and only read.
         let ret = unsafe { sys::rte_dev_probe(text.as_ptr()) };

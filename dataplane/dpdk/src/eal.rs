@@ -60,7 +60,7 @@ impl Eal {
     /// [`Error::AlreadyInitialised`] the second time; [`Error::Eal`] when DPDK refuses. After a
     /// refusal the process cannot try again: DPDK does not support that.
     pub fn init(options: &EalOptions) -> Result<Self, Error> {
-        let mut started = STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
         if started.is_some() {
             return Err(Error::AlreadyInitialised);
         }
@@ -95,7 +95,7 @@ impl Eal {
 
     /// Which memory DPDK got; `None` before it was started.
     pub fn memory() -> Option<Memory> {
-        *STARTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        *STARTED.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the calling thread DPDK's per-thread buffer caches until the guard is dropped.

@@ -57,13 +57,26 @@ pub trait Candidate {
     /// # Errors
     /// The device does not work.
     fn measure(&mut self, load: Load, time: Duration) -> anyhow::Result<Sample>;
+}
 
-    /// Cycles per packet of each part of its work, if it tells.
-    ///
-    /// # Errors
-    /// It cannot be asked.
-    fn stages(&mut self) -> anyhow::Result<BTreeMap<String, f64>> {
-        Ok(BTreeMap::new())
+/// What a device says it spent since it started, on turns with packets only.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Spent {
+    /// Packets of those turns.
+    pub packets: u64,
+    /// Cycles of the time stamp counter, by part of the work.
+    pub cycles: BTreeMap<String, u64>,
+}
+
+impl Spent {
+    /// Cycles per packet since `before`, by part; empty when no packets were counted.
+    fn per_packet_since(&self, before: &Self) -> BTreeMap<String, f64> {
+        let packets = self.packets.saturating_sub(before.packets);
+        let cost = |(part, cycles): (&String, &u64)| {
+            let old = before.cycles.get(part).copied().unwrap_or(0);
+            (part.clone(), cycles.saturating_sub(old) as f64 / packets as f64)
+        };
+        if packets == 0 { BTreeMap::new() } else { self.cycles.iter().map(cost).collect() }
     }
 }
 
@@ -75,8 +88,8 @@ fn signal_all(pids: &[i32], signal: Signal) {
     }
 }
 
-/// Asks a device for the cycles per packet of each part of its work.
-pub type AskStages = Box<dyn Fn() -> anyhow::Result<BTreeMap<String, f64>>>;
+/// Asks a device what it spent.
+pub type AskSpent = Box<dyn FnMut() -> anyhow::Result<Spent>>;
 
 /// A device between two memifs. Dropping it ends its processes.
 pub struct MemifDevice {
@@ -96,8 +109,8 @@ pub struct MemifDevice {
     pub next_hop: Mac,
     /// What the generator puts in front of its frames of a size: the headers of a tunnel.
     pub outer: Box<dyn Fn(usize) -> Vec<u8>>,
-    /// Asks for the cycles of its stages.
-    pub ask_stages: Option<AskStages>,
+    /// Asks what it spent.
+    pub ask_spent: AskSpent,
     /// What keeps the processes alive.
     pub keep: Box<dyn Any>,
 }
@@ -123,14 +136,6 @@ impl Candidate for MemifDevice {
         self.freeze();
         done.with_context(|| format!("measuring {}", self.name))
     }
-
-    fn stages(&mut self) -> anyhow::Result<BTreeMap<String, f64>> {
-        let Some(ask) = &self.ask_stages else { return Ok(BTreeMap::new()) };
-        signal_all(&self.pids, Signal::SIGCONT);
-        let stages = ask();
-        self.freeze();
-        stages
-    }
 }
 
 impl MemifDevice {
@@ -144,6 +149,7 @@ impl MemifDevice {
             src_port: 20_000,
             dst_port: PORT,
         };
+        let before = (self.ask_spent)()?;
         let (sizes, flows, dst_count) = (vec![load.size], load.flows, self.dst_count);
         let mut traffic = Traffic { stream, sizes, flows, dst_count, queues: 1 };
         self.rx.verify_every(VERIFY_EVERY);
@@ -166,6 +172,7 @@ impl MemifDevice {
             loss_ratio: report.loss_ratio.unwrap_or(0.0),
             p50_ns: report.latency.p50_ns,
             p99_ns: report.latency.p99_ns,
+            cycles: (self.ask_spent)()?.per_packet_since(&before),
         })
     }
 }
@@ -238,4 +245,22 @@ pub fn plain_end(
     let address = format!("10.0.0.{number}/24").parse().map_err(anyhow::Error::msg)?;
     let host = Host::new(Some(Mac([2, 0, 0, 0, 0, number])), vec![address], vec![]);
     Endpoint::open(&config, host, 64, Duration::from_secs(20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_of_the_packets_in_between() {
+        let spent = |packets, cycles: [u64; 2]| Spent {
+            packets,
+            cycles: ["claim", "copy"].map(String::from).into_iter().zip(cycles).collect(),
+        };
+        let (before, after) = (spent(100, [5_000, 0]), spent(110, [5_300, 90]));
+        let costs = BTreeMap::from([("claim".into(), 30.0), ("copy".into(), 9.0)]);
+        assert_eq!(after.per_packet_since(&before), costs);
+        assert_eq!(before.per_packet_since(&Spent::default())["claim"], 50.0);
+        assert!(after.per_packet_since(&after).is_empty());
+    }
 }

@@ -1,11 +1,10 @@
 //! What benchmarks tell a data plane beyond what its agent does, and ask it.
 
+use crate::candidate::Spent;
 use anyhow::Context;
 use api::dataplane_client::DataplaneClient;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::time::Duration;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use wire::Mac;
@@ -14,8 +13,6 @@ use wire::Mac;
 const NETWORKS_PER_CALL: u32 = 50;
 /// VNIs from here on are no other network's.
 const CROWD_VNI: u32 = 10_000;
-/// A worker's stages are summed up once a second.
-const STAGES_SETTLE: Duration = Duration::from_millis(1_200);
 
 /// A data plane's API.
 #[derive(Debug)]
@@ -142,15 +139,15 @@ impl Dataplane {
         Mac::from_slice(&uplink.mac).context("no MAC of the uplink")
     }
 
-    /// Cycles per packet of the first worker's stages, in the last second with traffic.
+    /// What the first worker spent on the bursts that it measured.
     ///
     /// # Errors
     /// It cannot be asked.
-    pub fn stages(&self) -> anyhow::Result<BTreeMap<String, f64>> {
-        std::thread::sleep(STAGES_SETTLE);
+    pub fn spent(&self) -> anyhow::Result<Spent> {
         let state = self.state()?;
         let worker = state.workers.first().context("no worker")?;
-        Ok(worker.stages.iter().map(|s| (s.stage.clone(), s.cycles_per_packet)).collect())
+        let cycles = worker.stages.iter().map(|s| (s.stage.clone(), s.cycles)).collect();
+        Ok(Spent { packets: worker.measured_packets, cycles })
     }
 }
 

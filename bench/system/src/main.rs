@@ -75,10 +75,8 @@ fn run(cli: &Cli, spec: &Spec, report: &mut Report) -> anyhow::Result<()> {
     let sizes = |load: &&Load| cli.sizes.is_empty() || cli.sizes.contains(&load.size);
     for load in spec.loads.iter().filter(sizes) {
         let samples = interleave(cli, &mut candidates, *load)?;
-        let stages = candidates[0].stages()?;
         for (name, metric) in &spec.metrics {
-            let case = Case::of(name, *load, *metric, &samples);
-            add(report, Case { stages: stages.clone(), ..case });
+            add(report, Case::of(name, *load, *metric, &samples));
         }
     }
     Ok(())
@@ -140,10 +138,15 @@ fn add(report: &mut Report, case: Case) {
             s.loss_ratio * 100.0
         );
     }
+    for (name, s) in &case.cycles {
+        let ratio = case.cycles_ratio(name).filter(|_| name != bowline_bench::OURS);
+        let ratio = ratio.map(|r| format!("  {r:.2} × ours")).unwrap_or_default();
+        println!("  {name:<18} {:>6.0} cycles per packet of its turns{ratio}", s.median);
+    }
     let stages = case.stages.iter().map(|(stage, cycles)| format!("{stage} {cycles:.0}"));
     let stages = stages.collect::<Vec<_>>().join(", ");
     if !stages.is_empty() {
-        println!("  cycles per packet: {stages}");
+        println!("  ours by part: {stages}");
     }
     report.cases.push(case);
 }

@@ -137,7 +137,7 @@ fn between_pods(
         dst_count: 1,
         next_hop,
         outer: Box::new(|_| vec![]),
-        ask_stages: Some(Box::new(move || asked.stages())),
+        ask_spent: Box::new(move || asked.spent()),
         keep: Box::new(lab),
     };
     Ok((device, api))

@@ -1,10 +1,12 @@
 //! The others: testpmd and OVS-DPDK, each with two memif ports on one core.
 
 use crate::DEVICE_CPU;
-use crate::candidate::{MemifDevice, plain_end};
+use crate::candidate::{MemifDevice, Spent, plain_end};
 use anyhow::Context;
 use bowline_demo::lab::netns::Netns;
 use bowline_demo::lab::shell;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,7 +22,7 @@ pub struct Process(Child);
 impl Process {
     fn spawn(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let file = std::fs::File::create(log).with_context(|| format!("{}", log.display()))?;
-        // testpmd ends when its standard input does.
+        // testpmd takes commands there, and ends when it ends.
         command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
         let what = command.get_program().to_string_lossy().into_owned();
         Ok(Self(command.spawn().with_context(|| format!("starting {what}"))?))
@@ -28,6 +30,11 @@ impl Process {
 
     fn pid(&self) -> anyhow::Result<i32> {
         Ok(i32::try_from(self.0.id())?)
+    }
+
+    fn command(&mut self, line: &str) -> anyhow::Result<()> {
+        let stdin = self.0.stdin.as_mut().context("no standard input")?;
+        writeln!(stdin, "{line}").with_context(|| format!("telling it {line:?}"))
     }
 }
 
@@ -65,16 +72,20 @@ pub fn testpmd(
         let socket = socket(end);
         format!("--vdev=net_memif{number},role=server,id=0,socket={socket},rsize=10,bsize=2048")
     };
-    let mut command = Command::new("dpdk-testpmd");
+    // By the line: what it prints is waited for.
+    let mut command = Command::new("stdbuf");
     command
+        .args(["--output=L", "dpdk-testpmd"])
         .args(["-l", &format!("0,{DEVICE_CPU}"), "--main-lcore", "0", "--no-pci", "--no-telemetry"])
         .args(memory)
         .arg(format!("--file-prefix=bowline-bench-{mode}"))
         .args([vdev(0, "a"), vdev(1, "b"), "--".into()])
         .args([&format!("--forward-mode={mode}"), "--nb-cores=1", "--total-num-mbufs=8192"])
         .arg(format!("--mbuf-size={}", buffer_bytes + 128))
-        .args(["--no-flush-rx", "--disable-link-check"]);
-    let process = Process::spawn(&mut command, &logs.join(format!("testpmd-{mode}.log")))?;
+        .args(["--no-flush-rx", "--disable-link-check"])
+        .args(["--interactive", "--auto-start", "--record-core-cycles"]);
+    let log = logs.join(format!("testpmd-{mode}.log"));
+    let mut process = Process::spawn(&mut command, &log)?;
     Ok(MemifDevice {
         name: format!("testpmd-{mode}"),
         pids: vec![process.pid()?],
@@ -84,9 +95,38 @@ pub fn testpmd(
         dst_count: 1,
         next_hop: NEXT_HOP,
         outer: Box::new(|_| vec![]),
-        ask_stages: None,
-        keep: Box::new(process),
+        ask_spent: Box::new(move || testpmd_spent(&mut process, &log)),
+        keep: Box::new(()),
     })
+}
+
+/// Of its turns with packets, all of which it counts.
+fn testpmd_spent(process: &mut Process, log: &Path) -> anyhow::Result<Spent> {
+    let read = || std::fs::read_to_string(log).with_context(|| format!("{}", log.display()));
+    let seen = read()?.len();
+    process.command("show fwd stats all")?;
+    let mut spent = None;
+    wait_for("testpmd's statistics", || {
+        // The log is cut at a character: testpmd writes ASCII.
+        spent = read().ok().and_then(|text| testpmd_cycles(text.get(seen..)?));
+        spent.is_some()
+    })?;
+    spent.context("it told nothing")
+}
+
+/// Of "CPU cycles/packet=67.25 (total cycles=5812492 / total io packets=86431) at 2000 MHz Clock",
+/// which is missing as long as there were no packets; `None` before it asks for the next command.
+fn testpmd_cycles(text: &str) -> Option<Spent> {
+    let (_, sums) = text.split_once("Accumulated forward statistics")?;
+    let (sums, _) = sums.split_once("testpmd> ")?;
+    let Some((_, line)) = sums.split_once("(total cycles=") else { return Some(Spent::default()) };
+    let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok());
+    let cycles = busy(numbers.next()?);
+    Some(Spent { packets: numbers.next()?, cycles })
+}
+
+fn busy(cycles: u64) -> BTreeMap<String, u64> {
+    BTreeMap::from([("busy".to_owned(), cycles)])
 }
 
 /// Where OVS runs: it makes taps of its bridges, which the machine's own network shall not get.
@@ -150,7 +190,8 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     shell::run(&format!("{vsctl} --no-wait init"))?;
     set_dpdk(&vsctl, memory)?;
     let program = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
-    let args = [format!("unix:{}", at("db.sock")), format!("--unixctl={}", at("sw.ctl"))];
+    let control = at("sw.ctl");
+    let args = [format!("unix:{}", at("db.sock")), format!("--unixctl={control}")];
     let pid = ovs.start(program, &args, &logs.join("ovs.log"))?;
     add_ports(&vsctl, &folder)?;
     // OVS wants two rings from a port to the generator, one for each of its threads.
@@ -165,9 +206,25 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
         dst_count: 1,
         next_hop: NEXT_HOP,
         outer: Box::new(|_| vec![]),
-        ask_stages: None,
+        ask_spent: Box::new(move || ovs_spent(&control)),
         keep: Box::new(ovs),
     })
+}
+
+/// Of the iterations of its forwarding thread that had packets.
+fn ovs_spent(control: &str) -> anyhow::Result<Spent> {
+    let text = shell::run(&format!("ovs-appctl --target={control} dpif-netdev/pmd-stats-show"))?;
+    ovs_cycles(&text).context("OVS tells no cycles of a forwarding thread")
+}
+
+fn ovs_cycles(text: &str) -> Option<Spent> {
+    let thread = text.split("pmd thread").nth(1)?;
+    let number = |word: &str| {
+        let rest = thread.split_once(word)?.1.trim_start();
+        rest.split_whitespace().next()?.parse().ok()
+    };
+    let packets = number("packets received:")?;
+    Some(Spent { packets, cycles: busy(number("processing cycles:").unwrap_or(0)) })
 }
 
 fn set_dpdk(vsctl: &str, memory: &[String]) -> anyhow::Result<()> {
@@ -211,9 +268,13 @@ fn add_ports(vsctl: &str, folder: &Path) -> anyhow::Result<()> {
 }
 
 fn wait_for_file(path: &Path) -> anyhow::Result<()> {
+    wait_for(&path.display().to_string(), || path.exists())
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
-    while !path.exists() {
-        anyhow::ensure!(Instant::now() < end, "{} does not appear", path.display());
+    while !there() {
+        anyhow::ensure!(Instant::now() < end, "{what} does not appear");
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -246,5 +307,30 @@ impl Drop for Hugepages {
     fn drop(&mut self) {
         // The machine is as usable with them as without.
         let _ = std::fs::write(HUGEPAGES_FILE, self.before.trim());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn testpmd_tells_its_cycles_when_it_is_done() {
+        let sums =
+            "+++ Accumulated forward statistics for all ports+++\n  RX-packets: 86431\n  ++++\n";
+        let line = "\n  CPU cycles/packet=67.25 (total cycles=5812492 / total io packets=86431) at 2000 MHz Clock\n";
+        assert_eq!(testpmd_cycles(&format!("{sums}{line}")), None);
+        let spent = Spent { packets: 86_431, cycles: busy(5_812_492) };
+        assert_eq!(testpmd_cycles(&format!("{sums}{line}testpmd> ")), Some(spent));
+        assert_eq!(testpmd_cycles(&format!("{sums}testpmd> ")), Some(Spent::default()));
+    }
+
+    #[test]
+    fn ovs_tells_those_of_its_forwarding_thread() {
+        let text = "pmd thread numa_id 0 core_id 1:\n  packets received: 1200\n  idle cycles: 99 (1.00%)\n  \
+                    processing cycles: 240000 (99.00%)\nmain thread:\n  packets received: 7\n";
+        let spent = Spent { packets: 1200, cycles: busy(240_000) };
+        assert_eq!(ovs_cycles(text), Some(spent));
+        assert_eq!(ovs_cycles("main thread:\n  packets received: 7\n"), None);
     }
 }

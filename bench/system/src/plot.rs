@@ -4,7 +4,7 @@ use crate::report::{Case, Report, Series};
 use std::fmt::Write;
 
 const LEFT: f64 = 160.0;
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 620.0;
 const BAR: f64 = 15.0;
 const LINE: f64 = BAR + 3.0;
 const GAP: f64 = 14.0;
@@ -66,12 +66,20 @@ fn group(out: &mut String, case: &Case, top: f64) -> f64 {
     );
     for (name, series) in all {
         y += LINE;
-        bar(out, (name, series), y, longest, case.unit);
+        let cycles = case.cycles.get(name).filter(|_| case.unit == "pps");
+        let note = cycles.map(|c| format!(", {:.0} cycles per packet", c.median));
+        bar(out, (name, series), y, longest, (case.unit, &note.unwrap_or_default()));
     }
     y + LINE
 }
 
-fn bar(out: &mut String, (name, series): (&str, &Series), y: f64, longest: f64, unit: &str) {
+fn bar(
+    out: &mut String,
+    (name, series): (&str, &Series),
+    y: f64,
+    longest: f64,
+    (unit, note): (&str, &str),
+) {
     let x = |value: f64| LEFT + WIDTH * value / longest;
     let middle = y + BAR / 2.0;
     let text = match unit {
@@ -84,7 +92,7 @@ fn bar(out: &mut String, (name, series): (&str, &Series), y: f64, longest: f64, 
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
          <rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{}\"/>\
          <path d=\"M{:.1} {middle:.1}H{:.1}\" stroke=\"black\"/>\
-         <text x=\"{:.1}\" y=\"{:.1}\">{text}</text>",
+         <text x=\"{:.1}\" y=\"{:.1}\">{text}{note}</text>",
         LEFT - 6.0,
         y + 12.0,
         escape(name),

@@ -22,7 +22,7 @@ pub struct Series {
 }
 
 /// One candidate's result in one run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Sample {
     /// Frames or bits per second.
     pub rate: f64,
@@ -32,6 +32,8 @@ pub struct Sample {
     pub p50_ns: u64,
     /// Latency that 99 of 100 frames keep.
     pub p99_ns: u64,
+    /// Cycles per packet that the device spent, by part of its work, if it tells.
+    pub cycles: BTreeMap<String, f64>,
 }
 
 /// Which figure of a sample a case is about.
@@ -45,6 +47,8 @@ pub enum Metric {
     P50,
     /// 99 % latency: less is better.
     P99,
+    /// Cycles per packet of the device, waiting left out: less is better.
+    Cycles,
 }
 
 impl Metric {
@@ -55,6 +59,7 @@ impl Metric {
             Self::Pps => "pps",
             Self::Bps => "bps",
             Self::P50 | Self::P99 => "ns",
+            Self::Cycles => "cycles",
         }
     }
 
@@ -63,6 +68,7 @@ impl Metric {
             Self::Pps | Self::Bps => sample.rate,
             Self::P50 => sample.p50_ns as f64,
             Self::P99 => sample.p99_ns as f64,
+            Self::Cycles => sample.cycles.values().sum(),
         }
     }
 }
@@ -80,6 +86,18 @@ impl Series {
             runs,
         }
     }
+}
+
+/// The runs of which the device told what they cost.
+fn told(runs: &[Sample]) -> Vec<Sample> {
+    runs.iter().filter(|run| !run.cycles.is_empty()).cloned().collect()
+}
+
+/// The median of each part.
+fn stages(runs: &[Sample]) -> BTreeMap<String, f64> {
+    let parts = runs.first().map(|run| run.cycles.keys()).into_iter().flatten();
+    let of = |part: &String| runs.iter().filter_map(|run| run.cycles.get(part).copied()).collect();
+    parts.map(|part| (part.clone(), median(of(part)))).collect()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -108,7 +126,11 @@ pub struct Case {
     pub peers: BTreeMap<String, Series>,
     /// Our median by theirs.
     pub ratio: BTreeMap<String, f64>,
-    /// Our cycles per packet, by part of the worker's turn.
+    /// Cycles per packet of each candidate that tells, waiting left out: it does not matter to them
+    /// how fast the generator is.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cycles: BTreeMap<String, Series>,
+    /// Ours, by part of the worker's turn.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stages: BTreeMap<String, f64>,
 }
@@ -129,8 +151,19 @@ impl Case {
         let by = |peer: &Series| if peer.median > 0.0 { ours.median / peer.median } else { 0.0 };
         let ratio = peers.iter().map(|(name, series)| (name.clone(), by(series))).collect();
         let (size_bytes, flows, unit) = (load.size, load.flows, metric.unit());
-        let stages = BTreeMap::new();
-        Self { case: case.into(), size_bytes, flows, unit, ours, peers, ratio, stages }
+        let telling = samples.iter().map(|(name, runs)| (name, told(runs)));
+        let telling = telling.filter(|(_, runs)| !runs.is_empty());
+        let cycles = telling.map(|(name, runs)| (name.clone(), Series::of(&runs, Metric::Cycles)));
+        let (case, cycles) = (case.into(), cycles.collect());
+        let stages = samples.get(crate::OURS).map(|runs| stages(&told(runs))).unwrap_or_default();
+        Self { case, size_bytes, flows, unit, ours, peers, ratio, cycles, stages }
+    }
+
+    /// So many times our cycles a peer needs for a packet.
+    #[must_use]
+    pub fn cycles_ratio(&self, peer: &str) -> Option<f64> {
+        let ours = self.cycles.get(crate::OURS)?.median;
+        Some(self.cycles.get(peer)?.median / ours)
     }
 }
 
@@ -214,7 +247,26 @@ mod tests {
         assert_eq!(case.peers["peer"].median, 3.0);
         assert_eq!(case.ratio["peer"], 2.0);
         assert_eq!(Series::of(&[], Metric::Pps).median, 0.0);
+        assert!(case.cycles.is_empty() && case.stages.is_empty());
         let slowness = Case::of("x", Load::of(64), Metric::P99, &samples);
         assert_eq!((slowness.ours.median, slowness.ratio["peer"], slowness.unit), (7.0, 1.0, "ns"));
+    }
+
+    #[test]
+    fn cycles_are_those_of_the_runs_that_tell() {
+        let sample = |cycles: &[(&str, f64)]| Sample {
+            cycles: cycles.iter().map(|(part, n)| ((*part).to_owned(), *n)).collect(),
+            ..Sample::default()
+        };
+        let ours =
+            [sample(&[]), sample(&[("a", 30.0), ("b", 20.0)]), sample(&[("a", 50.0), ("b", 20.0)])];
+        let samples = BTreeMap::from([
+            (crate::OURS.to_owned(), ours.into()),
+            ("peer".to_owned(), vec![sample(&[("busy", 120.0)])]),
+            ("silent".to_owned(), vec![sample(&[])]),
+        ]);
+        let case = Case::of("x", Load::of(64), Metric::Pps, &samples);
+        assert_eq!(case.stages, BTreeMap::from([("a".into(), 40.0), ("b".into(), 20.0)]));
+        assert_eq!((case.cycles_ratio("peer"), case.cycles_ratio("silent")), (Some(2.0), None));
     }
 }

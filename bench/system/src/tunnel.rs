@@ -74,7 +74,7 @@ pub fn encap(logs: &Path) -> anyhow::Result<MemifDevice> {
         dst_count: 1,
         next_hop,
         outer: Box::new(|_| vec![]),
-        ask_stages: Some(Box::new(move || api.stages())),
+        ask_spent: Box::new(move || api.spent()),
         keep: Box::new(lab),
     })
 }
@@ -97,7 +97,7 @@ pub fn decap(logs: &Path) -> anyhow::Result<MemifDevice> {
         dst_count: 1,
         next_hop,
         outer: Box::new(move |inner| outer(node, inner)),
-        ask_stages: Some(Box::new(move || api.stages())),
+        ask_spent: Box::new(move || api.spent()),
         keep: Box::new(lab),
     })
 }

@@ -117,10 +117,16 @@ impl Workers {
         self.handles.iter().zip(&self.samples).map(|(h, sample)| (&*h.stats, sample.load))
     }
 
-    /// Cycles per packet of each stage of a worker's turn, by its measured bursts.
-    pub fn stages(&self, worker: usize) -> impl Iterator<Item = (TurnStage, f64)> {
-        let sample = self.samples.get(worker).and_then(|sample| sample.stages.per_packet);
-        sample.into_iter().flat_map(|costs| TurnStage::ALL.into_iter().zip(costs))
+    /// Of each stage of a worker's turn, by its measured bursts: cycles per packet lately, and the
+    /// cycles of all since the start.
+    pub fn stages(&self, worker: usize) -> impl Iterator<Item = (TurnStage, f64, u64)> {
+        let lately = self.samples.get(worker).and_then(|sample| sample.stages.per_packet);
+        let sums = self.handles.get(worker).map(|handle| handle.stats.stages.read().1);
+        let both = lately.zip(sums).into_iter();
+        both.flat_map(|(lately, sums)| {
+            let costs = lately.into_iter().zip(sums);
+            TurnStage::ALL.into_iter().zip(costs).map(|(stage, (cost, sum))| (stage, cost, sum))
+        })
     }
 
     /// The generation that each has seen; `None` = parked.

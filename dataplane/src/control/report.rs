@@ -153,6 +153,7 @@ impl Control {
                 packets: stats.packets.load(Ordering::Relaxed),
                 parked_ns: stats.parked_ns.load(Ordering::Relaxed),
                 stages: self.workers.stages(id).map(stage_cost).collect(),
+                measured_packets: stats.stages.read().0,
             }
         };
         self.workers.stats().enumerate().map(status).collect()
@@ -254,6 +255,6 @@ fn fixed_id(fixed: &Fixed) -> String {
     }
 }
 
-fn stage_cost((stage, cycles_per_packet): (TurnStage, f64)) -> api::StageCost {
-    api::StageCost { stage: stage.name().into(), cycles_per_packet }
+fn stage_cost((stage, cycles_per_packet, cycles): (TurnStage, f64, u64)) -> api::StageCost {
+    api::StageCost { stage: stage.name().into(), cycles_per_packet, cycles }
 }

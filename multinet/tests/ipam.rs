@@ -185,6 +185,27 @@ fn released_addresses_rest_and_are_taken_longest_rest_first_when_nothing_else_is
 }
 
 #[test]
+fn of_what_rests_a_block_that_is_written_anyway_comes_first() {
+    let checked = pool("10.0.0.60-10.0.0.67");
+    let mut view = view();
+    let names: Vec<String> = (0..8).map(|n| n.to_string()).collect();
+    for name in &names {
+        address(&mut view, &checked, name, 0);
+    }
+    // In turns: the longest rest is once in the one block and once in the other.
+    for (at, n) in (1..).zip([0, 4, 1, 5, 2, 6, 3, 7]) {
+        free(&mut view, &names[n], at);
+    }
+    let blocks: Vec<AddressBlock> = view.blocks().cloned().collect();
+    let mut view = View::new("blue", blocks);
+    let got: Vec<String> = ["a", "b", "c", "d", "e"]
+        .map(|name| address(&mut view, &checked, name, 10))
+        .into_iter()
+        .collect();
+    assert_eq!(got, ["10.0.0.60", "10.0.0.61", "10.0.0.62", "10.0.0.63", "10.0.0.64"]);
+}
+
+#[test]
 fn a_strict_delay_is_kept() {
     let checked = annotated("10.0.0.10", "reuse-delay", "60s");
     let mut view = view();
@@ -349,6 +370,33 @@ fn nodes_hold_blocks_of_large_pools() {
     }
     assert_eq!(plan_return_idle(&mut view, "n1", 1).len(), 2);
     assert_eq!(plan_return_idle(&mut view, "n2", 1), Vec::<String>::new());
+}
+
+#[test]
+fn nodes_that_start_together_take_different_blocks_also_behind_those_of_others() {
+    let checked = pool("10.0.0.0-10.0.255.255");
+    let mut old = view();
+    let on = |node: &str, name: &str| Request {
+        node: node.into(),
+        cluster_nodes: 20,
+        ..request(&checked, name, &["p"])
+    };
+    for node in 0..200 {
+        get(&mut old, &on(&format!("old-{node}"), &format!("old-{node}")), 0).unwrap();
+    }
+    let blocks: Vec<AddressBlock> = old.blocks().cloned().collect();
+    let mut taken: Vec<AddressBlock> = Vec::new();
+    for node in 0..20 {
+        let mut view = View::new("blue", blocks.clone());
+        let name = format!("new-{node}");
+        get(&mut view, &on(&name, &name), 0).unwrap();
+        taken.extend(view.writes().cloned());
+    }
+    assert!(taken.iter().all(|new| blocks.iter().all(|old| old.name() != new.name())));
+    let names: std::collections::BTreeSet<&str> = taken.iter().map(AddressBlock::name).collect();
+    assert!(names.len() >= 14, "20 nodes race for {names:?}");
+    let near = |b: &AddressBlock| b.start() < taken[0].start() + 400 * 64;
+    assert!(taken.iter().all(near), "addresses stay near the pool's begin: {names:?}");
 }
 
 #[test]

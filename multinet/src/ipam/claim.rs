@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use super::view::View;
 use crate::range::{AddressSet, Family, number};
 use crate::rules::{Binding, Checked, Home, Pool, ReuseDelay, Strategy};
-use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, EntryState, Owner};
+use crate::types::block::{AddressBlock, BLOCK_SIZE, Entry, EntryState, Owner, owner_hash};
 use crate::types::mac::{mix, stable_hash};
 
 /// Of blocks that are not at hand and may have a free address, so many are read at a time.
@@ -107,11 +107,15 @@ impl Request {
             && entry.owner.as_ref().is_some_and(|o| same_owner(o, &self.owner, self.sticky))
     }
 
-    /// Names of outlined blocks that have to be read before this can be decided: where the owner
-    /// may have something, and the one around an exact address.
-    pub(super) fn needs(&self, view: &View) -> Vec<String> {
-        let own = view.outlines_with(&self.owner, &self.interface).map(str::to_owned);
-        own.chain(self.exact.and_then(|address| view.outline_around(address))).collect()
+    /// The name of the outlined block around an exact address: it has to be read before this can be
+    /// decided.
+    pub(super) fn exact_block(&self, view: &View) -> Option<String> {
+        self.exact.and_then(|address| view.outline_around(address))
+    }
+
+    /// What a block's outline says of an entry that is this request's.
+    pub(super) fn owner_hash(&self) -> u64 {
+        owner_hash(&self.owner, &self.interface)
     }
 
     /// Names of outlined blocks of the first candidate that may have an address there, idle ones
@@ -457,26 +461,30 @@ impl Picker<'_> {
     }
 
     /// A window of the pool without block. Shared pools fill from below; where nodes hold blocks each
-    /// begins somewhere else, so that starting nodes do not race, but near the pool's begin, so that
-    /// addresses stay short for people.
+    /// passes over a number of its own first, so that starting nodes do not race, but not over many, so
+    /// that addresses stay short for people.
     fn missing(&self, spread: bool) -> Option<u128> {
         let set = &self.candidate.addresses;
         let count = set.window_count();
-        let from = if spread {
-            let room = u128::from(self.request.cluster_nodes).saturating_mul(4).max(64).min(count);
-            u128::from(stable_hash(&[&self.request.node]).wrapping_add(self.attempt.into())) % room
+        let passed_over = if spread {
+            let room = u64::from(self.request.cluster_nodes).saturating_mul(4).max(64);
+            let room = u64::try_from(count).unwrap_or(u64::MAX).clamp(1, room);
+            stable_hash(&[&self.request.node]).wrapping_add(self.attempt.into()) % room
         } else {
             0
         };
-        // At worst every window but one has a block, sound or broken.
+        // At worst every window before has a block, sound or broken.
         let known = self.view.blocks_of(set.family()).count()
             + self.view.broken_count()
             + self.view.outlines().count();
-        let tries = count.min(known as u128 + 1);
-        (0..tries).filter_map(|i| set.nth_window((from + i) % count)).find(|start| {
+        let tries = count.min(known as u128 + u128::from(passed_over) + 1);
+        let missing = (0..tries).filter_map(|i| set.nth_window(i)).filter(|start| {
             let (family, start) = (set.family(), *start);
             self.view.block(family, start).is_none() && !self.view.is_closed(family, start)
-        })
+        });
+        let passed_over = usize::try_from(passed_over).unwrap_or_default();
+        let missing: Vec<u128> = missing.take(passed_over + 1).collect();
+        missing.get(passed_over % missing.len().max(1)).copied()
     }
 
     fn blocks(&self) -> impl Iterator<Item = &AddressBlock> {
@@ -492,7 +500,10 @@ impl Picker<'_> {
                 resting >> ((number(e.address) - b.start()) & (BLOCK_SIZE - 1)) & 1 == 1
             })
         });
-        let order = |e: &Entry| order_of_block(self.detour(), number(e.address));
+        // Of what rests, that which costs no further write comes first.
+        let order = |e: &Entry| {
+            (!self.view.is_changed(e.address), order_of_block(self.detour(), number(e.address)))
+        };
         let entry = entries.min_by_key(|e| (order(e), e.since_ms, e.address))?;
         Some(Choice { address: entry.address, bind: None })
     }

@@ -109,8 +109,13 @@ impl Groups<'_> {
         attempt: u32,
     ) -> Result<bool, StoreError> {
         let mut view = load(store, domain).await?;
-        let needed = self.groups.iter().flat_map(|group| group.iter());
-        let needed: Vec<String> = needed.flat_map(|request| request.needs(&view)).collect();
+        let requests = || self.groups.iter().flat_map(|group| group.iter());
+        let owners: Vec<u64> = requests().map(Request::owner_hash).collect();
+        let needed: Vec<String> = view
+            .outlines_with(&owners)
+            .map(str::to_owned)
+            .chain(requests().filter_map(|request| request.exact_block(&view)))
+            .collect();
         fetch(store, &mut view, needed).await?;
         for (group, outcome) in self.groups.iter().zip(&mut self.outcomes) {
             if outcome.is_ok() {

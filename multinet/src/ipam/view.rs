@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::range::{Family, number};
 use crate::rules::validate_block;
@@ -19,8 +19,9 @@ pub struct View {
     /// Blocks that are not at hand whole: nothing is taken from there before they are fetched.
     outlines: BTreeMap<(Family, u128), Arc<AddressBlock>>,
     /// Where owners' entries were when their block was last clean, by [`owner_hash`]: a claim among
-    /// 100,000 must not look at each. What it names is compared again before it is believed.
-    owners: HashMap<u64, Vec<IpAddr>>,
+    /// 100,000 must not look at each. What it names is compared again before it is believed. Made for the
+    /// first claim; nothing else asks.
+    owners: OnceLock<HashMap<u64, Vec<IpAddr>>>,
     /// Blocks as they were before the changes since [`View::begin`]; `None`: there was none.
     before: BTreeMap<(Family, u128), Option<Slot>>,
 }
@@ -78,15 +79,12 @@ impl View {
         self.outlines.values().map(AsRef::as_ref)
     }
 
-    /// Names of outlined blocks in which an owner's interface may have, or have had, an address.
-    pub(super) fn outlines_with<'a>(
-        &'a self,
-        owner: &Owner,
-        interface: &str,
-    ) -> impl Iterator<Item = &'a str> + use<'a> {
-        let hash = owner_hash(owner, interface);
-        let has = move |block: &&AddressBlock| {
-            block.spec.left_out.as_ref().is_some_and(|out| out.owners.contains(&hash))
+    /// Names of outlined blocks in which one of these may have, or have had, an address; by
+    /// [`owner_hash`]. All are looked for at once: there may be 100,000 addresses.
+    pub(super) fn outlines_with(&self, owners: &[u64]) -> impl Iterator<Item = &str> {
+        let has = |block: &&AddressBlock| {
+            let out = block.spec.left_out.as_ref();
+            out.is_some_and(|out| owners.iter().any(|owner| out.owners.contains(owner)))
         };
         self.outlines().filter(has).map(AddressBlock::name)
     }
@@ -158,6 +156,12 @@ impl View {
         Arc::make_mut(&mut slot.block)
     }
 
+    /// Whether the block around an address will be written.
+    pub(super) fn is_changed(&self, address: IpAddr) -> bool {
+        let key = (Family::of(address), number(address) & !(BLOCK_SIZE - 1));
+        self.blocks.get(&key).is_some_and(|slot| slot.dirty)
+    }
+
     /// From here on [`View::roll_back`] leads back here.
     pub(super) fn begin(&mut self) {
         self.before.clear();
@@ -195,7 +199,12 @@ impl View {
         owner: &Owner,
         interface: &str,
     ) -> impl Iterator<Item = &'a Entry> + use<'a> {
-        let indexed = self.owners.get(&owner_hash(owner, interface)).into_iter().flatten();
+        let owners = self.owners.get_or_init(|| {
+            let mut owners = HashMap::new();
+            self.blocks().for_each(|block| note_owners(&mut owners, block));
+            owners
+        });
+        let indexed = owners.get(&owner_hash(owner, interface)).into_iter().flatten();
         let clean = indexed.filter_map(|address| {
             let key = (Family::of(*address), number(*address) & !(BLOCK_SIZE - 1));
             self.blocks.get(&key).filter(|s| !s.dirty).and_then(|s| s.block.entry(*address))
@@ -206,14 +215,20 @@ impl View {
     /// Takes a block as the store has it.
     pub fn written(&mut self, block: impl Into<Arc<AddressBlock>>) {
         let block = block.into();
-        for entry in &block.spec.entries {
-            if let Some(owner) = &entry.owner {
-                let known = self.owners.entry(owner_hash(owner, &entry.interface)).or_default();
-                if !known.contains(&entry.address) {
-                    known.push(entry.address);
-                }
-            }
+        if let Some(owners) = self.owners.get_mut() {
+            note_owners(owners, &block);
         }
         self.blocks.insert((block.family(), block.start()), Slot { block, dirty: false });
+    }
+}
+
+fn note_owners(owners: &mut HashMap<u64, Vec<IpAddr>>, block: &AddressBlock) {
+    for entry in &block.spec.entries {
+        if let Some(owner) = &entry.owner {
+            let known = owners.entry(owner_hash(owner, &entry.interface)).or_default();
+            if !known.contains(&entry.address) {
+                known.push(entry.address);
+            }
+        }
     }
 }

@@ -228,9 +228,12 @@ impl ApiCatalog {
     }
 
     async fn keep_publishing(self: Arc<Self>) {
-        loop {
-            self.store.objects.changed().await;
+        let mut changes = self.store.objects.subscribe();
+        // What came before is published already, or it is published twice.
+        changes.mark_changed();
+        while changes.changed().await.is_ok() {
             tokio::time::sleep(GATHER).await;
+            changes.mark_unchanged();
             self.publish();
         }
     }

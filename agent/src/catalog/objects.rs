@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use multinet::types::meta::{ObjectMeta, Resource};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::file::Key;
 use super::snapshot::{ByKey, ByKind};
@@ -13,7 +13,7 @@ use super::snapshot::{ByKey, ByKind};
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     by_kind: Mutex<ByKind>,
-    changed: Notify,
+    changed: watch::Sender<()>,
 }
 
 impl Objects {
@@ -22,9 +22,26 @@ impl Objects {
         self.lock().clone()
     }
 
-    /// Waits for a change after the last call.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
+    /// Is told each time that an object changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Waits for a later state of an object than this version's; of one that has never been there for
+    /// any.
+    pub(crate) async fn later<R: Resource>(&self, name: &str, version: Option<&str>) {
+        let mut changes = self.subscribe();
+        let key = Key::new::<R>(None, name);
+        loop {
+            let known = self.lock().get(R::KIND).and_then(|of_kind| of_kind.get(&key).cloned());
+            let known = known.and_then(|known| known.downcast::<R>().ok());
+            if known.is_some_and(|k| is_later(k.meta().resource_version.as_deref(), version)) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Objects of a kind that `wanted` names.
@@ -37,7 +54,7 @@ impl Objects {
     /// Takes the state of an object, unless a newer one is known.
     pub(crate) fn set<R: Resource>(&self, object: R) {
         if put(of_kind_mut::<R>(&mut self.lock()), object) {
-            self.changed.notify_one();
+            self.changed.send_replace(());
         }
     }
 
@@ -50,7 +67,7 @@ impl Objects {
         if known.is_some_and(|known| !is_newer(known.meta(), object.meta())) {
             of_kind.remove(&key);
             drop(objects);
-            self.changed.notify_one();
+            self.changed.send_replace(());
         }
     }
 
@@ -70,7 +87,7 @@ impl Objects {
         }
         drop(objects);
         if changed {
-            self.changed.notify_one();
+            self.changed.send_replace(());
         }
     }
 
@@ -97,15 +114,20 @@ fn put<R: Resource>(objects: &mut ByKey, object: R) -> bool {
 
 /// Is `a` a later state than `b`? Versions of one cluster grow (Kubernetes 1.35 promises it).
 fn is_newer(a: &ObjectMeta, b: &ObjectMeta) -> bool {
-    let version = |meta: &ObjectMeta| meta.resource_version.as_ref()?.parse::<u64>().ok();
-    match (version(a), version(b)) {
+    is_later(a.resource_version.as_deref(), b.resource_version.as_deref())
+}
+
+fn is_later(a: Option<&str>, b: Option<&str>) -> bool {
+    let number = |version: Option<&str>| version?.parse::<u64>().ok();
+    match (number(a), number(b)) {
         (Some(a), Some(b)) => a > b,
-        _ => a.resource_version != b.resource_version,
+        _ => a != b,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use multinet::types::block::AddressBlock;
 
     use super::*;
@@ -133,6 +155,23 @@ mod tests {
         assert_eq!(node_of(&objects).len(), 1, "what went was an older one of that name");
         objects.gone(&block(11, None));
         assert!(node_of(&objects).is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_later_state_goes_on_when_it_is_there() {
+        let objects = Objects::default();
+        let name = block(1, None).name().to_owned();
+        let later = |version| objects.later::<AddressBlock>(&name, version);
+        assert!(later(None).now_or_never().is_none(), "it has never been there");
+        objects.set(block(10, None));
+        later(None).await;
+        later(Some("9")).await;
+        let mut wait = std::pin::pin!(later(Some("10")));
+        assert!(wait.as_mut().now_or_never().is_none(), "this very state is there");
+        objects.set(block(9, None));
+        assert!(wait.as_mut().now_or_never().is_none(), "an older one says nothing");
+        objects.set(block(11, None));
+        wait.await;
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! memory, queue of claims.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use agent::catalog::{AnyStore, ApiCatalog, Source};
@@ -24,12 +24,13 @@ use multinet::types::node::{NodeState, NodeStateSpec, NodeUplink};
 use multinet::types::pool::{IPPoolSpec, SpiderIPPool};
 use serde_json::json;
 use testapi::{History, TestApi, User};
+use tokio::task::JoinSet;
 
 use crate::Spec;
 use crate::observer::{self, Awaited, Observer};
 
-/// A DEL is tried so often, each try as long as the API server may take.
-const RELEASE_TRIES: u32 = 10;
+/// What the API server does not answer is tried so often, each try as long as it may take.
+const TRIES: u32 = 10;
 /// The Network of all pods.
 pub(crate) const NETWORK: &str = "bench";
 /// Of every pod.
@@ -38,11 +39,13 @@ const INTERFACE: &str = "eth0";
 const GROUP: &str = "bowline:agents";
 /// The pool begins here; addresses that others hold come first.
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
+/// As in the agent: an address is marked as in use when no other has come for so long.
+const CONFIRM_AFTER: Duration = Duration::from_millis(300);
 /// The API server has listed the blocks by then.
 const LISTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A pod that is up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pod {
     agent: usize,
     owner: Owner,
@@ -64,7 +67,9 @@ struct Agent {
 
 /// Everything that runs.
 pub(crate) struct Fleet {
-    agents: Vec<Agent>,
+    agents: Vec<Arc<Agent>>,
+    /// What the agents do in the background.
+    confirming: Mutex<JoinSet<()>>,
     observer: Observer,
     awaited: Arc<Awaited>,
     candidate: Candidate,
@@ -93,7 +98,7 @@ impl Fleet {
             let source = open(&api, &name).await;
             let (store, queue) = (source.store(), WriteQueue::default());
             let tunnel_end = tunnel_end(n);
-            agents.push(Agent { name, tunnel_end, store, queue, _source: source });
+            agents.push(Arc::new(Agent { name, tunnel_end, store, queue, _source: source }));
         }
         let awaited = Arc::new(Awaited::default());
         let observer = Observer::new(open(&api, observer::NAME).await, awaited.clone());
@@ -105,7 +110,19 @@ impl Fleet {
             binding: spec.binding,
         };
         let (judge, pods_each) = (Judge::default(), spec.pods_each);
-        Self { agents, observer, awaited, candidate, pods_each, history, judge, admin, _api: api }
+        let confirming = Mutex::default();
+        Self {
+            agents,
+            confirming,
+            observer,
+            awaited,
+            candidate,
+            pods_each,
+            history,
+            judge,
+            admin,
+            _api: api,
+        }
     }
 
     pub(crate) fn admin(&self) -> &Client {
@@ -123,8 +140,8 @@ impl Fleet {
         pods
     }
 
-    /// The pods of one agent: their claims share writes, and are confirmed together.
-    async fn come_to(&self, n: usize, agent: &Agent, round: u32) -> Vec<Pod> {
+    /// The pods of one agent: their claims share writes, and are confirmed together later.
+    async fn come_to(&self, n: usize, agent: &Arc<Agent>, round: u32) -> Vec<Pod> {
         let pods = (0..self.pods_each).map(|pod| async move {
             let mut request = self.request(agent, &format!("{round}-{n}-{pod}"));
             let mut refused = 0;
@@ -142,14 +159,18 @@ impl Fleet {
             }
         });
         let pods = join_all(pods).await;
-        let _turn = agent.store.turn(NETWORK).await;
-        let confirmed = ipam::modify(&agent.store, NETWORK, |view| {
-            for pod in &pods {
-                ipam::plan_confirm(view, pod.holder(), now_ms());
-            }
-        });
-        confirmed.await.expect("confirm");
+        let mut confirming = self.confirming.lock().expect("nobody panics with it");
+        confirming.spawn(agent.clone().confirm_later(pods.clone()));
+        drop(confirming);
         pods
+    }
+
+    /// Returns when the agents have nothing to do in the background.
+    pub(crate) async fn wait_until_confirmed(&mut self) {
+        let confirming = self.confirming.get_mut().expect("nobody panics with it");
+        while let Some(confirmed) = confirming.join_next().await {
+            confirmed.expect("confirm");
+        }
     }
 
     fn request(&self, agent: &Agent, pod: &str) -> Request {
@@ -178,11 +199,10 @@ impl Fleet {
             self.judge.note(Event::MayRelease { uid, sandbox });
         }
         let gone = pods.iter().map(|pod| async {
-            let Agent { store, queue, .. } = &self.agents[pod.agent];
+            let Agent { store, queue, .. } = self.agents[pod.agent].as_ref();
             let (sandbox_id, interfaces) = (pod.sandbox.clone(), vec![INTERFACE.to_owned()]);
             let held = Held { sandbox_id, interfaces };
-            // As an agent does: what the API server does not answer is tried again.
-            let mut tries = 0..RELEASE_TRIES;
+            let mut tries = 0..TRIES;
             while let Err(error) = queue.release(store, NETWORK, held.clone()).await {
                 assert!(tries.next().is_some(), "release: {error}");
             }
@@ -205,6 +225,26 @@ impl Fleet {
         let holders = self.judge.verdict().map_err(anyhow::Error::msg)?;
         let told: Vec<Told> = up.iter().map(Pod::told).collect();
         judge::settled(holders, &told).map_err(anyhow::Error::msg)
+    }
+}
+
+impl Agent {
+    /// Marks the pods' addresses as in use, as the agent does in the background.
+    async fn confirm_later(self: Arc<Self>, pods: Vec<Pod>) {
+        let mut tries = 0..TRIES;
+        loop {
+            tokio::time::sleep(CONFIRM_AFTER).await;
+            let _turn = self.store.turn(NETWORK).await;
+            let confirmed = ipam::modify(&self.store, NETWORK, |view| {
+                for pod in &pods {
+                    ipam::plan_confirm(view, pod.holder(), now_ms());
+                }
+            });
+            match confirmed.await {
+                Ok(()) => return,
+                Err(error) => assert!(tries.next().is_some(), "confirm: {error}"),
+            }
+        }
     }
 }
 

@@ -156,6 +156,7 @@ async fn measure(spec: &Spec, rounds: u32) -> anyhow::Result<Case> {
         fleet.wait_for_routes().await?;
         routed.push(start.elapsed());
         refused += came.iter().map(|pod| pod.refused).sum::<usize>();
+        fleet.wait_until_confirmed().await;
         fleet.judge(&came).await?;
         let start = Instant::now();
         fleet.go(&came).await;

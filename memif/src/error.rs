@@ -122,6 +122,21 @@ pub enum RegionError {
         /// The limit.
         max_bytes: u64,
     },
+    /// Pages that we touch first are charged to us as long as their file exists.
+    #[error(
+        "{total_bytes} bytes with the memory files of earlier connections that somebody has still open, at most {max_bytes} allowed: close them"
+    )]
+    Kept {
+        /// Sum with this region.
+        total_bytes: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// Nothing would tell us when the file is gone.
+    #[error(
+        "cannot be watched until its end (inotify: {0}): raise fs.inotify.max_user_instances or max_user_watches"
+    )]
+    Unaccounted(nix::errno::Errno),
     /// Bringing the memory of this interface's clients in has taken too much of our time.
     #[error("its fresh memory has cost too much time; come again in {0:?}")]
     TooOften(std::time::Duration),

@@ -33,7 +33,7 @@ pub use client::{ClientConfig, ClientEvent, Connector};
 pub use connection::{Connection, Info, RegionHold, Status};
 pub use error::{CloseReason, RegionError, RingError, Violation};
 pub use region::MAX_REGIONS;
-pub use region::health::MemoryAccount;
+pub use region::account::MemoryAccount;
 pub use ring::Role;
 pub use ring::burst::{MAX_RX_SEGS, MAX_TX_SEGS, RxBurst, RxFrame, Seg, SegMut, TxSegs};
 pub use ring::rx::RxQueue;

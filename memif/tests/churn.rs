@@ -4,7 +4,7 @@
 mod common;
 
 use common::rogue::{ATTACKS, REGION_BYTES, Rogue, memory, raw_connect, run};
-use common::{connect, listener, offer, payload, resources, unique_name};
+use common::{connect, listener, offer, payload, resources, unique_name, wait_for};
 use memif::{Address, Answer, ClientConfig, Connector};
 use std::time::Instant;
 
@@ -21,9 +21,11 @@ fn a_thousand_attacks_and_reconnects_leave_nothing_behind() {
         }
         for _ in 0..attacks {
             drop(raw_connect(&name));
-            while let Some(handshake) = listener.accept().unwrap() {
-                drop(handshake);
-            }
+            // What the last ones brought may still be being closed, and count as half open.
+            wait_for("an empty backlog", || {
+                while listener.accept().unwrap().is_some() {}
+                listener.retry_at().is_none().then_some(())
+            });
         }
         for number in 0..reconnects {
             let (mut server, mut client) = connect(&mut listener, &mut connector, &answer);
@@ -49,5 +51,10 @@ fn a_thousand_attacks_and_reconnects_leave_nothing_behind() {
     cycle(2 * ATTACKS.len(), 20);
     let before = resources();
     cycle(1000, 1000);
-    assert_eq!(resources(), before, "open descriptors, mappings of memory files");
+    // What is over is closed and unmapped by threads of its own.
+    let as_before = || {
+        let now = resources();
+        (now.0 <= before.0 && now.1 <= before.1).then_some(())
+    };
+    wait_for("open descriptors and mappings of memory files to be as few as before", as_before);
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::held::Held;
 use common::rogue::{ATTACKS, Rogue, answers, eventfd, memory, raw_connect, ring, run};
 use common::{accept, listener, offer, unique_name, wait_for};
 use memif::wire::Message;
@@ -258,6 +259,63 @@ fn descriptors_that_take_their_time_to_be_closed_stop_nobody() {
     drop((fd, listener));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     drop((receiver, other));
+}
+
+/// What takes long enough to be told from what does not.
+const IN_TIME: Duration = Duration::from_secs(2);
+
+/// Does it on a thread that may get stuck.
+fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
+    let (done, over) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        act();
+        let _ = done.send(());
+    });
+    over.recv_timeout(IN_TIME).unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+#[test]
+fn eventfds_that_cannot_be_closed_stop_nobody() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let mut held = Held::new();
+    let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+    rogue.send(&Message::Ack, &[held.eventfd()]);
+    held.give_up();
+    in_time("unasked", move || {
+        assert!(matches!(handshake.on_readable(&answers), Progress::Closed(_)));
+    });
+    let steps: [fn(&Rogue); 2] = [Rogue::send_connect, |r| r.send(&Message::Ack, &[])];
+    for (step, connected) in steps.into_iter().zip([true, false]) {
+        let mut held = Held::new();
+        let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+        rogue.send_init();
+        rogue.send_region();
+        rogue.send(&Message::AddRing(ring(true, 6)), &[held.eventfd()]);
+        assert!(matches!(handshake.on_readable(&answers), Progress::Pending));
+        held.give_up();
+        step(&rogue);
+        in_time("of a ring", move || match handshake.on_readable(&answers) {
+            Progress::Connected(connection) if connected => drop(connection),
+            Progress::Closed(_) if !connected => {}
+            other => panic!("{other:?}"),
+        });
+    }
+}
+
+/// What /proc says of an epoll is written under its lock, and may be long.
+#[test]
+fn nobody_asks_what_an_epoll_waits_for() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let held = Held::new();
+    let (rogue, mut handshake) = Rogue::connect(&name, &mut listener);
+    rogue.send_init();
+    rogue.send_region();
+    rogue.send(&Message::AddRing(ring(true, 6)), &[held.epoll()]);
+    in_time("for an eventfd", move || {
+        assert!(matches!(handshake.on_readable(&answers), Progress::Closed(_)));
+    });
 }
 
 /// Whoever does so again and again keeps out nobody but clients of the same listener, and is not forgotten.

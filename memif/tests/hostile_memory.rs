@@ -7,9 +7,11 @@ use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory, rin
 use common::{listener, offer, unique_name, wait_for};
 use memif::wire::Message;
 use memif::{
-    Answer, MAX_RX_SEGS, Notifier, Offer, Reserved, RxBurst, RxQueue, TxQueue, TxSegs, Violation,
+    Answer, CloseReason, Limits, MAX_RX_SEGS, Notifier, Offer, RegionError, Reserved, RxBurst,
+    RxQueue, TxQueue, TxSegs, Violation,
 };
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -59,6 +61,34 @@ fn send_refused(descriptor: (u16, u16, u32, u32), expected: Violation) {
     assert_eq!(tx.send(&[0xAA; 60]), Err(expected));
     assert!(rx.poisoned() && tx.poisoned());
     assert_eq!((rx.cause(), tx.cause()), (Some(expected), Some(expected)));
+}
+
+/// Pages that we touch first count as ours, for as long as the peer has the file.
+#[test]
+fn memory_that_is_kept_counts_until_it_is_gone() {
+    let name = unique_name();
+    let mut listener = listener(&name);
+    let limits = Limits { mapped_bytes: 4 << 20, ..Limits::default() };
+    for require_sealed in [true, false] {
+        let answer = Answer::Accept(Offer { limits, require_sealed, ..offer() });
+        let mut come = |file: &File| {
+            let file = file.try_clone().unwrap();
+            Rogue::try_establish(&name, &mut listener, &answer, file, LOG2).map(drop)
+        };
+        let mut kept: Vec<_> = (0..4).map(|_| memory(REGION_BYTES, true)).collect();
+        for file in &kept {
+            assert_eq!(come(file), Ok(()));
+        }
+        let error = RegionError::Kept { total_bytes: 10 << 20, max_bytes: 8 << 20 };
+        let refused = Err(CloseReason::Region { index: 0, error });
+        assert_eq!(come(&memory(REGION_BYTES, true)), refused);
+        if !require_sealed {
+            assert_eq!(come(&kept[3]), Ok(()), "the same memory again");
+        }
+        kept.pop();
+        let another = memory(REGION_BYTES, true);
+        wait_for("the last mapping to go", || come(&another).ok());
+    }
 }
 
 #[test]
@@ -343,7 +373,7 @@ fn a_hole_in_what_it_receives_is_noticed_at_the_first_touch() {
 #[test]
 fn memory_that_is_watched_was_brought_in() {
     memif::sigbus::install().unwrap();
-    let file = std::fs::File::from(
+    let file = File::from(
         nix::sys::memfd::memfd_create(c"sparse", nix::sys::memfd::MFdFlags::empty()).unwrap(),
     );
     file.set_len(REGION_BYTES).unwrap();
@@ -455,10 +485,10 @@ fn smaps_of(name: &str) -> Vec<String> {
 }
 
 /// A region's file whose name shows in /proc.
-fn named(name: &std::ffi::CStr) -> std::fs::File {
+fn named(name: &std::ffi::CStr) -> File {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let file = memfd_create(name, MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    let file = std::fs::File::from(file);
+    let file = File::from(file);
     file.set_len(REGION_BYTES).unwrap();
     file
 }
@@ -545,7 +575,7 @@ fn huge_pages_that_vanish_are_contained() {
     memif::sigbus::install().unwrap();
     let _pages = common::HugePages::reserve(1);
     let file = memfd_create(c"huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB).unwrap();
-    let file = std::fs::File::from(file);
+    let file = File::from(file);
     file.set_len(2 << 20).unwrap();
     let name = unique_name();
     let mut listener = listener(&name);

@@ -60,10 +60,25 @@ fn offer(interface: &str, wanted: &Memif, memory: MemoryAccount) -> Offer {
             s2m_rings: wanted.tx_queues,
             m2s_rings: wanted.rx_queues,
             log2_ring_size: wanted.log2_ring_size,
+            mapped_bytes: mapped_bytes(wanted),
             ..Limits::default()
         },
         memory,
     }
+}
+
+/// How much memory a client may bring. Where this process touches a page first, the page counts as its own,
+/// so that sealed memory is limited to the longest frame for each slot, with something to spare. What cannot
+/// be sealed is a whole heap (DPDK's clients without copies).
+fn mapped_bytes(wanted: &Memif) -> u64 {
+    const LEAST: u64 = 64 << 20;
+    let limits = Limits::default();
+    if !wanted.require_sealed {
+        return limits.mapped_bytes;
+    }
+    let rings = u64::from(wanted.tx_queues) + u64::from(wanted.rx_queues);
+    let buffers = (rings * u64::from(limits.frame_bytes)) << wanted.log2_ring_size;
+    buffers.clamp(LEAST, limits.mapped_bytes)
 }
 
 /// How long clients wait after one that has cost a worker time, so that none costs more than a small part
@@ -245,5 +260,22 @@ mod tests {
         now += Rest::FORGIVEN_AFTER;
         rest.sentence(now);
         assert!(rest.holds(now) && !rest.holds(now + Rest::FIRST));
+    }
+
+    #[test]
+    fn memory_is_granted_by_the_size_of_the_rings() {
+        let mib = |require_sealed, queues, log2_ring_size| {
+            let (rx_queues, tx_queues) = (queues, queues);
+            let secret = String::new();
+            let (ip_mode, id) = (false, 0);
+            let wanted =
+                Memif { ip_mode, rx_queues, tx_queues, log2_ring_size, require_sealed, secret, id };
+            mapped_bytes(&wanted) >> 20
+        };
+        assert_eq!(mib(true, 1, 10), 64);
+        assert_eq!(mib(true, 4, 10), 128);
+        assert_eq!(mib(true, 1, 14), 512);
+        assert_eq!(mib(true, 16, 14), 512);
+        assert_eq!(mib(false, 1, 10), 512);
     }
 }

@@ -6,11 +6,13 @@
 use super::ClientConfig;
 use crate::error::{CloseReason, RegionError};
 use crate::region::health::Health;
+use crate::region::shared::Shared;
 use crate::region::{Lent, Region, Regions, page_bytes, seal_against_holes};
 use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
+use crate::sys::given::Count;
 use crate::wire::{AddRing, Message, RING_IS_S2M};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -92,8 +94,8 @@ impl std::fmt::Debug for Hooks {
 /// The file, mapped, with all rings initialised, and the messages that announce it.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// One for all, or one for the rings and one for the buffers.
-    regions: Vec<(OwnedFd, Region)>,
+    /// One region for all, or one for the rings and one for the buffers, each with its file.
+    shared: Shared,
     health: Arc<Health>,
     rings: Vec<Ring>,
     shape: Shape,
@@ -102,11 +104,18 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(shape: Shape, hooks: &mut Hooks) -> Result<Self, CloseReason> {
-        Self::allocate(shape, hooks).map_err(|error| CloseReason::Region { index: 0, error })
+    /// `closing` counts what is being given up later.
+    pub(crate) fn new(
+        shape: Shape,
+        hooks: &mut Hooks,
+        closing: &Count,
+    ) -> Result<Self, CloseReason> {
+        let shared = Shared::new((!hooks.as_libmemif).then(|| Count::clone(closing)));
+        Self::allocate(shape, hooks, shared)
+            .map_err(|error| CloseReason::Region { index: 0, error })
     }
 
-    fn allocate(shape: Shape, hooks: &mut Hooks) -> Result<Self, RegionError> {
+    fn allocate(shape: Shape, hooks: &mut Hooks, mut shared: Shared) -> Result<Self, RegionError> {
         let health = Arc::default();
         let external = match &mut hooks.external {
             None => None,
@@ -120,16 +129,22 @@ impl Memory {
         let file = sealed_file(bytes, shape.huge_pages)?;
         let page = if shape.huge_pages { HUGE_PAGE_BYTES } else { PAGE_BYTES };
         let region = Region::map(&file, bytes, page, &health)?;
-        let rings = Self::make_rings(shape, &region)?;
-        let mut regions = vec![(file, region)];
+        let rings = Self::make_rings(shape, &region, &mut shared.eventfds)?;
+        shared.files.push(file);
+        shared.regions.push(region);
         if let Some((bytes, (lent, file))) = external {
             let page = page_bytes(&file)?;
-            regions.push((file, Region::lent(lent, bytes, page, &health)?));
+            shared.files.push(file);
+            shared.regions.push(Region::lent(lent, bytes, page, &health)?);
         }
-        Ok(Self { regions, health, rings, shape, announced: 0 })
+        Ok(Self { shared, health, rings, shape, announced: 0 })
     }
 
-    fn make_rings(shape: Shape, region: &Region) -> Result<Vec<Ring>, RegionError> {
+    fn make_rings(
+        shape: Shape,
+        region: &Region,
+        eventfds: &mut Vec<OwnedFd>,
+    ) -> Result<Vec<Ring>, RegionError> {
         let mut rings = Vec::new();
         for ring in 0..shape.rings() {
             let direction =
@@ -137,10 +152,11 @@ impl Memory {
             let eventfd =
                 EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
                     .map_err(|errno| RegionError::System { call: "eventfd", errno })?;
-            let ring = Ring::new(shape.place(ring), region, direction, eventfd.into())
+            let ring = Ring::new(shape.place(ring), region, direction, eventfd.as_fd())
                 .map_err(|_| RegionError::System { call: "ring layout", errno: Errno::EINVAL })?;
             ring.initialise();
             rings.push(ring);
+            eventfds.push(eventfd.into());
         }
         Ok(rings)
     }
@@ -149,11 +165,12 @@ impl Memory {
     pub(crate) fn next_message(&mut self) -> Option<(Message, BorrowedFd<'_>)> {
         let step = self.announced;
         self.announced += 1;
-        if let Some((file, region)) = self.regions.get(step) {
+        let Shared { regions, files, .. } = &self.shared;
+        if let (Some(file), Some(region)) = (files.get(step), regions.get(step)) {
             let message = Message::AddRegion { index: step as u16, size: region.size() };
             return Some((message, file.as_fd()));
         }
-        let number = step - self.regions.len();
+        let number = step - regions.len();
         let ring = self.rings.get(number)?;
         let s2m = ring.direction == Direction::S2m;
         let index = if s2m { number } else { number - usize::from(self.shape.s2m_rings) };
@@ -166,7 +183,7 @@ impl Memory {
             log2_ring_size: place.log2_size,
             private_hdr_size: 0,
         };
-        Some((Message::AddRing(add), ring.eventfd.as_fd()))
+        Some((Message::AddRing(add), ring.eventfd()))
     }
 
     /// The server takes no pages out of it from now on: it has mapped everything.
@@ -174,7 +191,7 @@ impl Memory {
     /// # Errors
     /// The server has forbidden further seals.
     pub(crate) fn seal(&self) -> Result<(), CloseReason> {
-        for (index, (file, _)) in (0..).zip(&self.regions) {
+        for (index, file) in (0..).zip(&self.shared.files) {
             let sealed = seal_against_holes(file);
             sealed.map_err(|error| CloseReason::Region { index, error })?;
         }
@@ -183,15 +200,15 @@ impl Memory {
 
     /// CONNECTED has come: the rings become queues, and the empty buffers go to the server.
     pub(crate) fn into_queues(
-        self,
+        mut self,
         max_frame_bytes: u32,
         as_libmemif: bool,
     ) -> (Arc<Regions>, Vec<RxQueue>, Vec<TxQueue>) {
         let shape = self.shape;
         // The last region holds the buffers: behind the rings, or by themselves.
-        let region = self.regions.len() - 1;
+        let region = self.shared.regions.len() - 1;
         let first = if region == 0 { shape.buffers_at() } else { 0 };
-        let base = self.regions[region].1.base();
+        let base = self.shared.regions[region].base();
         let own: Vec<OwnBuffers> = (0..shape.rings())
             .map(|ring| {
                 let offset = (first + ring * shape.ring_buffer_bytes()) as u32;
@@ -199,13 +216,12 @@ impl Memory {
                 OwnBuffers::new(base, region as u16, offset, shape.buffer_bytes, slots)
             })
             .collect();
-        let regions = self.regions.into_iter();
-        let regions = regions.map(|(file, region)| match as_libmemif {
-            true => region.keep(file),
-            false => region,
-        });
-        let regions = regions.collect();
-        let regions = Regions::new(regions, self.health);
+        let files = std::mem::take(&mut self.shared.files);
+        if as_libmemif {
+            let regions = std::mem::take(&mut self.shared.regions).into_iter().zip(files);
+            self.shared.regions = regions.map(|(region, file)| region.keep(file)).collect();
+        }
+        let regions = Regions::new(self.shared, self.health);
         let (mut rx, mut tx) = (Vec::new(), Vec::new());
         for (ring, own) in self.rings.into_iter().zip(own) {
             if ring.direction == Direction::S2m {

@@ -342,7 +342,7 @@ impl Attempt {
             log2_ring_size: wanted.log2_ring_size.clamp(1, 15).min(hello.max_log2_ring_size),
             ..wanted
         };
-        self.memory = Some(Memory::new(shape, hooks)?);
+        self.memory = Some(Memory::new(shape, hooks, self.socket.closing())?);
         self.server_name = hello.name.to_printable();
         let init = Message::Init(Init {
             version: VERSION,

@@ -4,13 +4,16 @@
 //! `&[u8]`: the peer writes to it at any moment. [`Regions`] is what a connection's queues hold
 //! together; dropping the last of them unmaps.
 
+pub(crate) mod account;
 pub(crate) mod health;
 mod lent;
+pub(crate) mod shared;
 
 use crate::error::RegionError;
 use crate::sys::holes;
 use crate::sys::sigbus::{self, Listed};
-use health::{Health, MemoryAccount};
+use account::MemoryAccount;
+use health::Health;
 pub(crate) use lent::Lent;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -18,6 +21,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::time::{ClockId, clock_gettime};
+use shared::Shared;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 #[cfg(feature = "capi")]
@@ -286,18 +290,18 @@ pub(crate) struct View {
 /// All regions of a connection.
 #[derive(Debug)]
 pub(crate) struct Regions {
-    regions: Vec<Region>,
+    shared: Shared,
     pub health: Arc<Health>,
 }
 
 impl Regions {
-    pub(crate) fn new(regions: Vec<Region>, health: Arc<Health>) -> Arc<Self> {
-        Arc::new(Self { regions, health })
+    pub(crate) fn new(shared: Shared, health: Arc<Health>) -> Arc<Self> {
+        Arc::new(Self { shared, health })
     }
 
     pub(crate) fn views(&self) -> [View; MAX_REGIONS] {
         let mut views = [View { base: std::ptr::null_mut(), size: 0 }; MAX_REGIONS];
-        for (view, region) in views.iter_mut().zip(&self.regions) {
+        for (view, region) in views.iter_mut().zip(&self.shared.regions) {
             *view = View { base: region.base.as_ptr(), size: region.size };
         }
         views
@@ -307,7 +311,7 @@ impl Regions {
     #[inline]
     pub(crate) fn contains(&self, pointer: *const u8, bytes: usize) -> bool {
         let start = pointer as usize;
-        self.regions.iter().any(|r| {
+        self.shared.regions.iter().any(|r| {
             let base = r.base.as_ptr() as usize;
             let size = usize::try_from(r.size).unwrap_or(0);
             start >= base && start - base <= size && bytes <= size - (start - base)
@@ -316,11 +320,11 @@ impl Regions {
 
     #[cfg(feature = "capi")]
     pub(crate) fn all(&self) -> &[Region] {
-        &self.regions
+        &self.shared.regions
     }
 
     pub(crate) fn mapped_bytes(&self) -> usize {
-        self.regions.iter().map(Region::mapped_bytes).sum()
+        self.shared.regions.iter().map(Region::mapped_bytes).sum()
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) mod tx;
 use crate::error::RingError;
 use crate::region::Region;
 use crate::wire::{DESCRIPTOR_BYTES, RING_COOKIE, RING_FLAG_MASK_INT, RING_HEADER_BYTES};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -92,11 +92,11 @@ pub(crate) struct Ring {
     descriptors: NonNull<u8>,
     mask: u16,
     pub direction: Direction,
-    pub eventfd: OwnedFd,
+    eventfd: RawFd,
 }
 
 // SAFETY: a Ring is addresses of shared memory, touched with atomics only; the queue that owns it
-// keeps the region mapped.
+// keeps the region mapped, and the eventfd open.
 unsafe impl Send for Ring {}
 
 impl Ring {
@@ -108,7 +108,7 @@ impl Ring {
         place: Place,
         region: &Region,
         direction: Direction,
-        eventfd: OwnedFd,
+        eventfd: BorrowedFd<'_>,
     ) -> Result<Self, RingError> {
         if !place.offset.is_multiple_of(64) {
             return Err(RingError::Alignment(place.offset));
@@ -123,7 +123,13 @@ impl Ring {
         let body = ring_bytes - RING_HEADER_BYTES;
         let descriptors = region.at(offset + RING_HEADER_BYTES, body).ok_or(out)?;
         let mask = ((1u32 << place.log2_size) - 1) as u16;
-        Ok(Self { header, descriptors, mask, direction, eventfd })
+        Ok(Self { header, descriptors, mask, direction, eventfd: eventfd.as_raw_fd() })
+    }
+
+    /// What the receiver is signalled by.
+    pub(crate) fn eventfd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the queue that owns this ring keeps it open, as it keeps the region mapped.
+        unsafe { BorrowedFd::borrow_raw(self.eventfd) }
     }
 
     /// Number of slots.

@@ -10,7 +10,7 @@ use super::{LINE_BYTES, Ring, Role, Snapshot, prefetch_read};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::wire::DESC_FLAG_NEXT;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -419,7 +419,7 @@ impl RxQueue {
     /// edge-triggered epoll, never read it.
     #[must_use]
     pub fn eventfd(&self) -> BorrowedFd<'_> {
-        self.ring.eventfd.as_fd()
+        self.ring.eventfd()
     }
 
     /// Whether the connection is spoilt: by SIGBUS, by a violation in any queue, by slow signals.

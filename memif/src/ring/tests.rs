@@ -6,9 +6,11 @@ use super::rx::RxQueue;
 use super::tx::TxQueue;
 use super::{Direction, Place, Ring, Role};
 use crate::region::health::Health;
+use crate::region::shared::Shared;
 use crate::region::{Lent, Region, Regions};
 use nix::sys::eventfd::EventFd;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -39,9 +41,12 @@ impl Memory {
         let lent = Lent::new(self.0, -1, || ());
         let region = Region::lent(lent, BYTES as u64, 4096, &health).unwrap();
         let place = Place { region: 0, offset: 0, log2_size: LOG2 };
-        let eventfd = EventFd::new().unwrap().into();
-        let ring = Ring::new(place, &region, direction, eventfd).unwrap();
-        (Regions::new(vec![region], health), ring)
+        let eventfd = EventFd::new().unwrap();
+        let ring = Ring::new(place, &region, direction, eventfd.as_fd()).unwrap();
+        let mut shared = Shared::new(None);
+        shared.regions.push(region);
+        shared.eventfds.push(eventfd.into());
+        (Regions::new(shared, health), ring)
     }
 
     fn own(&self) -> OwnBuffers {

@@ -10,7 +10,7 @@ use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::sys::notify::SignalMeter;
 use crate::wire::DESC_FLAG_NEXT;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// The least that an empty buffer must hold: nobody posts less, and a frame must not take
@@ -371,7 +371,7 @@ impl TxQueue {
     /// # Errors
     /// The signal was refused by the kernel.
     pub fn signal(&mut self, notifier: &mut crate::Notifier) -> std::io::Result<()> {
-        let (result, convicted) = self.meter.signal(notifier, self.ring.eventfd.as_fd());
+        let (result, convicted) = self.meter.signal(notifier, self.ring.eventfd());
         if convicted {
             self.regions.health.poison_slow_signals();
         }
@@ -381,7 +381,7 @@ impl TxQueue {
     /// The eventfd to signal; only through [`crate::Notifier`], which cannot block.
     #[must_use]
     pub fn eventfd(&self) -> BorrowedFd<'_> {
-        self.ring.eventfd.as_fd()
+        self.ring.eventfd()
     }
 
     /// The simple way: copies a frame into the ring; `false` when there is no room, or when the frame

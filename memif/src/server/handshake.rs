@@ -7,7 +7,9 @@
 use super::listener::Account;
 use crate::connection::{Connection, Info, say_goodbye};
 use crate::error::{CloseReason, RegionError, RingError};
-use crate::region::health::{Health, MemoryAccount};
+use crate::region::account::MemoryAccount;
+use crate::region::health::Health;
+use crate::region::shared::Shared;
 use crate::region::{
     Lent, MAX_REGIONS, Region, RegionRules, Regions, bring_in, seal_against_holes,
 };
@@ -15,7 +17,7 @@ use crate::ring::own::OwnBuffers;
 use crate::ring::rx::RxQueue;
 use crate::ring::tx::TxQueue;
 use crate::ring::{Direction, Place, Ring, Role};
-use crate::sys::given::{Counted, Given};
+use crate::sys::given::{Count, Counted, Given};
 use crate::sys::socket::{Control, Received, is_eventfd, send, shut_down};
 use crate::wire::{AddRing, Hello, Init, Message, Mode, Name, RING_COOKIE, RING_IS_S2M, VERSION};
 use nix::errno::Errno;
@@ -40,7 +42,8 @@ pub struct Limits {
     pub m2s_rings: u16,
     /// Largest ring, as a power of two, at most 15.
     pub log2_ring_size: u8,
-    /// All memory files together.
+    /// All memory files together; twice as much with those of earlier connections that somebody has still
+    /// open.
     pub mapped_bytes: u64,
     /// Largest page of a memory file: the first touch of a page zeroes it, on our time.
     pub page_bytes: u64,
@@ -75,8 +78,8 @@ pub struct Offer {
     pub require_sealed: bool,
     /// How much it may ask for.
     pub limits: Limits,
-    /// What bringing clients' memory in has cost so far. Keep one for each interface, for one client
-    /// after the other.
+    /// What clients' memory has cost so far. Keep one for each interface, for one client after the
+    /// other.
     pub memory: MemoryAccount,
 }
 
@@ -148,9 +151,8 @@ struct Setup {
     peer_name: String,
     peer_interface: String,
     health: Arc<Health>,
-    /// Files that are sealed against holes when the last region is mapped, and closed.
-    files: Vec<OwnedFd>,
-    regions: Vec<Region>,
+    /// Its files are sealed against holes when the last region is mapped, and closed.
+    shared: Shared,
     places: Vec<Place>,
     s2m: Vec<Ring>,
     m2s: Vec<Ring>,
@@ -170,7 +172,7 @@ impl State {
     fn waiting_for(&self) -> &'static str {
         match self {
             Self::Accepted => "INIT",
-            Self::Setup(s) if s.regions.is_empty() => "ADD_REGION",
+            Self::Setup(s) if s.shared.regions.is_empty() => "ADD_REGION",
             Self::Setup(s) if s.places.is_empty() => "ADD_REGION or ADD_RING",
             Self::Setup(_) => "ADD_RING or CONNECT",
             Self::Over => "nothing",
@@ -313,7 +315,9 @@ impl Handshake {
             }
             (State::Accepted, Message::Init(init), _) => {
                 let hooks = std::mem::take(&mut self.hooks);
-                self.state = State::Setup(Box::new(Setup::begin(&init, offers, hooks)?));
+                let closing = (!hooks.as_libmemif).then(|| Count::clone(&self.account.half_open));
+                let setup = Setup::begin(&init, offers, hooks, Shared::new(closing))?;
+                self.state = State::Setup(Box::new(setup));
                 Message::Ack
             }
             (State::Setup(setup), Message::AddRegion { index, size }, file)
@@ -322,11 +326,15 @@ impl Handshake {
                 setup.add_region(index, size, file)?;
                 Message::Ack
             }
-            (State::Setup(setup), Message::AddRing(ring), eventfd) if !setup.regions.is_empty() => {
+            (State::Setup(setup), Message::AddRing(ring), eventfd)
+                if !setup.shared.regions.is_empty() =>
+            {
                 setup.add_ring(ring, eventfd)?;
                 Message::Ack
             }
-            (State::Setup(setup), Message::Connect(name), _) if !setup.regions.is_empty() => {
+            (State::Setup(setup), Message::Connect(name), _)
+                if !setup.shared.regions.is_empty() =>
+            {
                 setup.connect(&name, offers)?;
                 Message::Connected(Name::truncated(&setup.offer.name))
             }
@@ -365,6 +373,7 @@ impl Setup {
         init: &Init,
         offers: &dyn Fn(u32) -> Answer,
         hooks: Hooks,
+        shared: Shared,
     ) -> Result<Self, CloseReason> {
         if init.version != VERSION {
             return Err(CloseReason::Version(init.version));
@@ -389,8 +398,7 @@ impl Setup {
             health: Arc::default(),
             offer,
             hooks,
-            files: Vec::new(),
-            regions: Vec::new(),
+            shared,
             places: Vec::new(),
             s2m: Vec::new(),
             m2s: Vec::new(),
@@ -400,24 +408,24 @@ impl Setup {
     fn add_region(&mut self, index: u16, size: u64, file: Given) -> Result<(), CloseReason> {
         let limits = &self.offer.limits;
         let max = limits.regions.min(MAX_REGIONS as u16);
-        next_index("region", index, self.regions.len(), max)?;
+        next_index("region", index, self.shared.regions.len(), max)?;
         let rules = RegionRules {
             require_sealed: self.offer.require_sealed,
             max_page_bytes: limits.page_bytes,
             max_mapped_bytes: limits.mapped_bytes,
         };
         let region = self.map(size, file, &rules);
-        self.regions.push(region.map_err(|error| CloseReason::Region { index, error })?);
+        self.shared.regions.push(region.map_err(|error| CloseReason::Region { index, error })?);
         Ok(())
     }
 
-    /// The file is closed afterwards, at CONNECT at the latest, unless an application has use for it.
+    /// The file is closed at CONNECT, unless an application has use for it.
     fn map(&mut self, size: u64, given: Given, rules: &RegionRules) -> Result<Region, RegionError> {
-        let before = self.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
+        let before = self.shared.regions.iter().map(|r| r.mapped_bytes() as u64).sum();
         let none = || RegionError::NotMemory(Errno::EBADF);
         let page = Region::check_peer(given.first().ok_or_else(none)?, size, before, rules)?;
         let file = given.take().ok_or_else(none)?;
-        let first = self.regions.is_empty();
+        let first = self.shared.regions.is_empty();
         if let Some(map) = self.hooks.map.as_mut().filter(|_| !first) {
             let refused = RegionError::System { call: "external memory", errno: Errno::ENOMEM };
             return Region::lent(
@@ -427,12 +435,13 @@ impl Setup {
                 &self.health,
             );
         }
-        let region = Region::map(&file, size, page, &self.health)?;
-        if rules.require_sealed {
-            self.files.push(file);
-            return Ok(region);
+        if self.hooks.as_libmemif {
+            return Ok(Region::map(&file, size, page, &self.health)?.keep(file));
         }
-        Ok(if self.hooks.as_libmemif { region.keep(file) } else { region })
+        self.shared.files.push(file);
+        let file = &self.shared.files[self.shared.files.len() - 1];
+        self.offer.memory.enter(file, size.next_multiple_of(page), rules.max_mapped_bytes)?;
+        Region::map(file, size, page, &self.health)
     }
 
     fn add_ring(&mut self, add: AddRing, eventfd: Given) -> Result<(), CloseReason> {
@@ -473,7 +482,7 @@ impl Setup {
         if !(MIN_LOG2..=max).contains(&add.log2_ring_size) {
             return Err(RingError::Size { got: add.log2_ring_size, min: MIN_LOG2, max });
         }
-        let region = self.regions.get(usize::from(add.region));
+        let region = self.shared.regions.get(usize::from(add.region));
         let region = region.ok_or(RingError::Region(add.region))?;
         let place = Place { region: add.region, offset: add.offset, log2_size: add.log2_ring_size };
         if self.places.iter().any(|other| other.overlaps(place)) {
@@ -483,7 +492,9 @@ impl Setup {
             return Err(RingError::NotEventfd);
         }
         let eventfd = given.take().ok_or(RingError::NotEventfd)?;
-        let ring = Ring::new(place, region, direction, eventfd)?;
+        let eventfds = &mut self.shared.eventfds;
+        eventfds.push(eventfd);
+        let ring = Ring::new(place, region, direction, eventfds[eventfds.len() - 1].as_fd())?;
         let cookie = ring.cookie();
         if cookie != RING_COOKIE {
             return Err(RingError::Cookie(cookie));
@@ -499,11 +510,12 @@ impl Setup {
         }
         // Another client may have been faster since INIT.
         ask(offers, self.id)?;
-        for (index, file) in (0..).zip(self.files.drain(..)) {
-            let sealed = seal_against_holes(&file);
+        let files = std::mem::take(&mut self.shared.files);
+        for (index, file) in (0..).zip(files.iter().filter(|_| self.offer.require_sealed)) {
+            let sealed = seal_against_holes(file);
             sealed.map_err(|error| CloseReason::Region { index, error })?;
         }
-        let there = bring_in(&self.regions, self.offer.require_sealed, &self.offer.memory);
+        let there = bring_in(&self.shared.regions, self.offer.require_sealed, &self.offer.memory);
         there.map_err(|(at, error)| CloseReason::Region { index: at as u16, error })?;
         for ring in self.s2m.iter().chain(&self.m2s) {
             ring.zero_indexes();
@@ -513,7 +525,7 @@ impl Setup {
     }
 
     fn finish(self, socket: Control, (peer_pid, peer_uid): (i32, u32)) -> Connection {
-        let regions = Regions::new(self.regions, self.health);
+        let regions = Regions::new(self.shared, self.health);
         let info = Info {
             role: Role::Server,
             id: self.id,

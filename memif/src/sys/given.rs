@@ -1,13 +1,13 @@
 //! Descriptors of a peer's choice, and what closing them may cost.
 //!
 //! Who closes a socket last waits for its data to be taken, for as long as SO_LINGER says (socket(7)); who
-//! closes a file of FUSE waits for the program behind it. A peer can arrange for either, and leaves the
-//! last close to us by sending a descriptor and closing its own. So what is neither memory nor an eventfd
-//! is closed on a thread of its own. Such threads count among the handshakes that are open at their
-//! listener: a peer that makes them wait keeps nobody out but its own interface's clients.
+//! closes a file of FUSE waits for the program behind it; who closes a memory file frees its pages, a GiB
+//! in some tenths of a second; who closes an eventfd takes it out of each epoll, and waits for those that are
+//! locked. A peer can arrange for any of these, and leaves the last close to us by sending a descriptor
+//! and closing its own. So whatever is not used is closed on a thread of its own. Such threads count among the
+//! handshakes that are open at their listener: a peer that makes them wait keeps nobody out but its own
+//! interface's clients.
 
-use super::socket::is_eventfd;
-use nix::fcntl::{FcntlArg, fcntl};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,24 +67,19 @@ impl Given {
 
 impl Drop for Given {
     fn drop(&mut self) {
-        let fds = std::mem::take(&mut self.fds).into_iter();
-        let strange: Vec<OwnedFd> = fds.filter(|fd| !closes_at_once(fd)).collect();
-        if !strange.is_empty() {
-            close_elsewhere(strange, &self.open);
+        let fds = std::mem::take(&mut self.fds);
+        if !fds.is_empty() {
+            close_elsewhere(fds, &self.open);
         }
     }
 }
 
-/// Closes descriptors on a thread of its own, or here where none can be made.
-pub(crate) fn close_elsewhere(fds: Vec<OwnedFd>, open: &Count) -> Option<JoinHandle<()>> {
+/// Drops descriptors on a thread of its own, or here where none can be made.
+pub(crate) fn close_elsewhere<T: Send + 'static>(fds: T, open: &Count) -> Option<JoinHandle<()>> {
     let counted = Counted::new(open);
     let close = move || {
         drop(fds);
         drop(counted);
     };
     thread::Builder::new().name("memif-close".to_owned()).spawn(close).ok()
-}
-
-fn closes_at_once(fd: &OwnedFd) -> bool {
-    fcntl(fd, FcntlArg::F_GET_SEALS).is_ok() || is_eventfd(fd)
 }

@@ -1,5 +1,6 @@
-//! System calls: sockets with file descriptors, eventfds of peers, their pages, SIGBUS.
+//! System calls: sockets with file descriptors, eventfds of peers, their files and pages, SIGBUS.
 
+pub(crate) mod files;
 pub(crate) mod given;
 pub(crate) mod holes;
 pub(crate) mod notify;

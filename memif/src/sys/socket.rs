@@ -49,6 +49,11 @@ impl Control {
         Self { socket, open: Count::clone(open) }
     }
 
+    /// Counts descriptors of the peer's that are being closed.
+    pub(crate) fn closing(&self) -> &Count {
+        &self.open
+    }
+
     /// Receives one message without blocking. Any breach of the framing is a reason to close.
     pub(crate) fn receive(&self) -> Result<Received, CloseReason> {
         let mut bytes = [0u8; MESSAGE_BYTES];
@@ -168,10 +173,11 @@ pub(crate) fn shut_down(socket: BorrowedFd<'_>) {
     let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
 }
 
-/// Whether this is an eventfd: only those may be polled and signalled.
+/// Whether this is an eventfd: only those may be polled and signalled. By its name, which no file can be
+/// given: what fdinfo says of other kinds may be megabytes, or wait for a lock of the peer's.
 pub(crate) fn is_eventfd(fd: &OwnedFd) -> bool {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
-    info.is_ok_and(|text| text.lines().any(|line| line.starts_with("eventfd-count:")))
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    name.is_ok_and(|name| name.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// Waits until one of the descriptors is readable or the time is over.

@@ -31,6 +31,8 @@ pub struct Attacker {
     pub sealed: bool,
     live: Option<Live>,
     idle: Vec<Rogue>,
+    /// Memory of connections that are over.
+    kept: Vec<Bodies>,
     /// Whether the data plane had anything to do with it since its last rest.
     acted: Cell<bool>,
 }
@@ -164,6 +166,10 @@ pub const ATTACKS: &[Attack] = &[
     attack("fresh huge pages with each connection", Attacker::fresh_memory),
     Attack { on: Memory::Sealed, ..attack("holes in sealed memory", Attacker::sealed_holes) },
     Attack {
+        on: Memory::Sealed,
+        ..convicted("memory that is kept", "somebody has still open", Attacker::kept_memory)
+    },
+    Attack {
         on: Memory::Unsealed,
         ..convicted("memory that vanishes", "memory_vanished", Attacker::vanish)
     },
@@ -188,7 +194,15 @@ impl Attacker {
     pub fn new(victim: Listening, honest: MemifPod, sealed: bool) -> Self {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("our own limit");
-        Self { victim, honest, sealed, live: None, idle: Vec::new(), acted: Cell::new(false) }
+        Self {
+            victim,
+            honest,
+            sealed,
+            live: None,
+            idle: Vec::new(),
+            kept: Vec::new(),
+            acted: Cell::new(false),
+        }
     }
 
     /// Whether it was connected since its last rest. After some attacks the data plane lets it wait,
@@ -209,6 +223,7 @@ impl Attacker {
     pub fn leave(&mut self) {
         self.live = None;
         self.idle.clear();
+        self.kept.clear();
         self.honest.take();
     }
 

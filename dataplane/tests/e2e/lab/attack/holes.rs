@@ -15,6 +15,8 @@ const BODY_BYTES: u32 = 2 * 4096;
 /// Zeroing sixteen huge pages takes the worker a few milliseconds.
 const BODIES: u32 = 96;
 const HUGE_BODIES: u32 = 16;
+/// What the data plane lets an interface with small rings keep.
+const MOST_KEPT_BYTES: u64 = 128 << 20;
 /// So seldom that a rate would not tell.
 const NOW_AND_THEN: Duration = Duration::from_millis(25);
 
@@ -134,6 +136,28 @@ impl Attacker {
         }
         while self.honest.recv(0).is_some() {}
         true
+    }
+
+    /// Has the data plane touch each page of its memory first, hangs up and keeps the file; until no more
+    /// of it is let in.
+    pub(super) fn kept_memory(&mut self) -> bool {
+        let Some(rogue) = self.shaken_with(bodies(false)(self.sealed)) else {
+            let touched: u64 = self.kept.drain(..).map(|kept| kept.allocated_bytes()).sum();
+            assert!(touched <= MOST_KEPT_BYTES, "{touched} bytes at the data plane's cost");
+            return touched > 0;
+        };
+        self.lay_out_jumbos(&rogue);
+        let mut live = Live::new(rogue);
+        let start = Instant::now();
+        for _ in 0..3 {
+            while !live.advance(S2M_AT) {
+                assert!(start.elapsed() < Duration::from_secs(6), "the data plane takes nothing");
+                std::thread::yield_now();
+            }
+        }
+        while self.honest.recv(0).is_some() {}
+        self.kept.extend(live.rogue.bodies);
+        false
     }
 
     fn send_jumbos(&mut self, live: &mut Live) {

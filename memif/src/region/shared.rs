@@ -1,7 +1,9 @@
 //! All that a connection shares with its peer, given up in one go.
 
-use super::Region;
+use super::{Region, SMALL_PAGE_BYTES, system};
+use crate::error::RegionError;
 use crate::sys::given::{Count, close_elsewhere};
+use crate::sys::pins;
 use std::os::fd::OwnedFd;
 
 /// Memory, and descriptors that the peer has as well. Who gives the last of them up may have much to do:
@@ -14,6 +16,8 @@ pub(crate) struct Shared {
     /// Of the regions, while hands are shaken.
     pub files: Vec<OwnedFd>,
     pub eventfds: Vec<OwnedFd>,
+    /// What keeps pages in their places.
+    pub pins: Option<OwnedFd>,
     /// Counts what is being given up. None: it is done here, as programs of the C interface expect.
     open: Option<Count>,
 }
@@ -21,7 +25,18 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(open: Option<Count>) -> Self {
         let (files, eventfds) = Default::default();
-        Self { regions: Vec::new(), files, eventfds, open }
+        Self { regions: Vec::new(), files, eventfds, pins: None, open }
+    }
+
+    /// Has no worker wait until the peer has moved pages about.
+    ///
+    /// # Errors
+    /// The kernel grants no more pipes.
+    pub(crate) fn pin(&mut self) -> Result<(), RegionError> {
+        let small = self.regions.iter().filter(|r| r.page_bytes == SMALL_PAGE_BYTES);
+        let pinned = pins::pin(small.map(|r| (r.base.as_ptr() as usize, r.mapped_bytes)));
+        self.pins = pinned.map_err(system("vmsplice"))?;
+        Ok(())
     }
 }
 

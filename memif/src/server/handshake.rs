@@ -517,6 +517,9 @@ impl Setup {
         }
         let there = bring_in(&self.shared.regions, self.offer.require_sealed, &self.offer.memory);
         there.map_err(|(at, error)| CloseReason::Region { index: at as u16, error })?;
+        if !self.hooks.as_libmemif {
+            self.shared.pin().map_err(|error| CloseReason::Region { index: 0, error })?;
+        }
         for ring in self.s2m.iter().chain(&self.m2s) {
             ring.zero_indexes();
         }

@@ -4,5 +4,6 @@ pub(crate) mod files;
 pub(crate) mod given;
 pub(crate) mod holes;
 pub(crate) mod notify;
+pub(crate) mod pins;
 pub mod sigbus;
 pub(crate) mod socket;

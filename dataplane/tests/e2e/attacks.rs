@@ -241,7 +241,7 @@ fn endure(
             row.calm.add(before, strains[0]);
             row.attacked.add(during, strains[1]);
         } else if renewed.elapsed() >= NEXT_POD_AFTER {
-            attacker.victim.renew(node, realm);
+            attacker.renew(node, realm);
             renewed = Instant::now();
         }
         let (slices, passed) = (row.attacked.slices.len(), row.attacked.frames());

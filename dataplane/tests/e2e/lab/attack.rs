@@ -16,7 +16,7 @@ use super::memif::Listening;
 use super::rogue::{
     Bodies, Descriptor, M2S_AT, REGION_BYTES, Rogue, S2M_AT, eventfd, lingering, ring,
 };
-use super::{End, MemifPod};
+use super::{End, MemifPod, Node, Realm};
 use holes::Puncher;
 
 mod holes;
@@ -217,6 +217,12 @@ impl Attacker {
         if let Some(live) = &mut self.live {
             live.puncher = None;
         }
+    }
+
+    /// Another pod in the victim's place, which begins anew.
+    pub fn renew(&mut self, node: &mut Node, realm: &Realm) {
+        self.kept.clear();
+        self.victim.renew(node, realm);
     }
 
     /// Ends what lasts.

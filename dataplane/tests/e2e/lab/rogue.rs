@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 
 use memif::wire::{
     AddRing, Init, MESSAGE_BYTES, Message, Name, RING_COOKIE, RING_IS_S2M, Secret, VERSION,
@@ -73,11 +73,6 @@ impl Bodies {
     /// All its bytes.
     pub fn bytes(&self) -> u64 {
         u64::from(self.count) * u64::from(self.stride)
-    }
-
-    /// Bytes of the pages that somebody has touched.
-    pub fn allocated_bytes(&self) -> u64 {
-        self.file.metadata().expect("a file").blocks() * 512
     }
 
     /// Takes all pages away, unless the data plane has sealed them; the next touch of each finds a

@@ -15,8 +15,10 @@ const BODY_BYTES: u32 = 2 * 4096;
 /// Zeroing sixteen huge pages takes the worker a few milliseconds.
 const BODIES: u32 = 96;
 const HUGE_BODIES: u32 = 16;
-/// What the data plane lets an interface with small rings keep.
-const MOST_KEPT_BYTES: u64 = 128 << 20;
+/// Of 32 MiB: so many of these that the data plane lets an interface with small rings keep 128 MiB, and
+/// the next one's rings have a file of their own.
+const KEPT_BODIES: u32 = 4096;
+const MOST_KEPT: usize = 3;
 /// So seldom that a rate would not tell.
 const NOW_AND_THEN: Duration = Duration::from_millis(25);
 
@@ -141,11 +143,16 @@ impl Attacker {
     /// Has the data plane touch each page of its memory first, hangs up and keeps the file; until no more
     /// of it is let in.
     pub(super) fn kept_memory(&mut self) -> bool {
-        let Some(rogue) = self.shaken_with(bodies(false)(self.sealed)) else {
-            let touched: u64 = self.kept.drain(..).map(|kept| kept.allocated_bytes()).sum();
-            assert!(touched <= MOST_KEPT_BYTES, "{touched} bytes at the data plane's cost");
-            return touched > 0;
+        let bodies = Bodies::new(KEPT_BODIES, false, self.sealed);
+        let Some(rogue) = self.shaken_with(Some(bodies)) else {
+            // Else the last connection is on its way out.
+            let over = self.kept.len() == MOST_KEPT;
+            if over {
+                self.kept.clear();
+            }
+            return over;
         };
+        assert!(self.kept.len() < MOST_KEPT, "{MOST_KEPT} files are kept, and another is let in");
         self.lay_out_jumbos(&rogue);
         let mut live = Live::new(rogue);
         let start = Instant::now();

@@ -5,7 +5,7 @@ mod common;
 
 use bolero::{TypeGenerator, check};
 use common::rogue::{REGION_BYTES, Rogue, answers, eventfd, memory, raw_connect};
-use common::{accept, connect, listener, offer, unique_name};
+use common::{accept, connect, listener, offer, unique_name, wait_for};
 use memif::wire::{AddRing, Init, MESSAGE_BYTES, Message, Name, Reason, Secret};
 use memif::{
     Address, Answer, ClientConfig, Connector, Offer, Progress, Reserved, RxBurst, RxQueue, TxQueue,
@@ -389,16 +389,26 @@ fn memory_of_a_hostile_server() {
         let mut config = ClientConfig::new(Address::Abstract(name.clone()), 0);
         config.log2_ring_size = LOG2 as u8;
         let answer = Answer::Accept(Offer { require_sealed: false, ..offer() });
+        // Another thread unmaps what the input before has left.
+        wait_for("the end of the last client's memory", || {
+            client_memory().is_empty().then_some(())
+        });
         let (server, mut client) = connect(&mut listener, &mut Connector::new(config), &answer);
         let (mut rx, mut tx) = client.take_queues();
         // Once the client has sealed its memory it can be written only where it is mapped.
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let line = maps.lines().rfind(|l| l.contains("/memfd:memif")).unwrap();
-        let base = u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
+        let base = client_memory().pop().unwrap();
         let process = File::options().write(true).open("/proc/self/mem").unwrap();
         // The client's S2M ring lies first, its M2S ring behind it.
         let rings = [base, base + 128 + 16 * u64::from(SLOTS)];
         work(&process, 64, [rings[1], rings[0]], rx.remove(0), tx.remove(0), steps);
         drop(server);
     });
+}
+
+/// Where memory that clients of this process made is mapped.
+fn client_memory() -> Vec<u64> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let lines = maps.lines().filter(|line| line.contains("/memfd:memif"));
+    let start = |line: &str| u64::from_str_radix(line.split('-').next()?, 16).ok();
+    lines.filter_map(start).collect()
 }

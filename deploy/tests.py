@@ -3,12 +3,15 @@
 
     deploy/tests.py [WORD...]     only programs whose name holds one of the words
 
+The names of those that failed are in target/tests/failed; none hangs for ever.
+
 Tests of the control plane wait for processes most of the time: they run beside the suite on a real cluster, and mutants
 after them. What pushes packets, or measures, has the machine to itself. Output goes to target/tests/, and to the
 terminal when a program ends.
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +19,10 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = os.path.join(ROOT, "target/tests")
+FAILED = os.path.join(LOGS, "failed")
 CLUSTER = "deploy/e2e/cluster"
+# Three times what the longest takes on a slow machine.
+LONGEST_SECONDS = 1800
 # Folders whose tests count packets per second or microseconds.
 ALONE = ("dataplane", "memif", "bench", "deploy/demo")
 # A test of these waits for a server of its own: more of them than cores at a time.
@@ -50,6 +56,7 @@ class Runner:
         self.terminal = threading.Lock()
         self.took = []
         self.failed = []
+        self.running = set()
 
     def run(self, name, command, folder):
         log = os.path.join(LOGS, name.replace("/", "-") + ".log")
@@ -58,8 +65,16 @@ class Runner:
             env["RUST_TEST_THREADS"] = WAITING[name]
         begun = time.monotonic()
         with open(log, "w+b") as output:
-            code = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
-                                  stderr=subprocess.STDOUT).returncode
+            program = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output,
+                                       stderr=subprocess.STDOUT, start_new_session=True)
+            self.running.add(program)
+            try:
+                code = program.wait(LONGEST_SECONDS)
+            except subprocess.TimeoutExpired:
+                output.write(f"bowline: not ended after {LONGEST_SECONDS} s, killed\n".encode())
+                os.killpg(program.pid, signal.SIGKILL)
+                code = program.wait()
+            self.running.remove(program)
             took = time.monotonic() - begun
             output.seek(0)
             said = output.read().decode(errors="replace")
@@ -75,15 +90,21 @@ class Runner:
             self.run(name, command, folder)
 
     def side_by_side(self, *lanes):
-        threads = [threading.Thread(target=self.lane, args=(jobs,)) for jobs in lanes]
+        threads = [threading.Thread(target=self.lane, args=(jobs,), daemon=True) for jobs in lanes]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
+    def stop(self):
+        for program in list(self.running):
+            os.killpg(program.pid, signal.SIGTERM)
+
 
 def main(words):
     os.makedirs(LOGS, exist_ok=True)
+    if os.path.exists(FAILED):
+        os.remove(FAILED)
     begun = time.monotonic()
     found = programs()
     found["doctests"] = (["cargo", "test", "--workspace", "--doc", "--quiet"], ROOT)
@@ -95,12 +116,18 @@ def main(words):
     alone = [job for job in jobs if job[0].startswith(ALONE)]
     cluster = [job for job in jobs if job[0] == CLUSTER]
     runner = Runner()
-    # Mutants put their programs where those of the tests are: they come last.
-    runner.side_by_side(cluster, [job for job in jobs if job not in alone and job not in cluster])
-    runner.lane(alone)
+    try:
+        # Mutants put their programs where those of the tests are: they come last.
+        runner.side_by_side(cluster, [job for job in jobs if job not in alone and job not in cluster])
+        runner.side_by_side(alone)
+    except KeyboardInterrupt:
+        runner.stop()
+        sys.exit("bowline: interrupted")
     print("slowest: " + ", ".join(f"{name} {took:.0f} s" for took, name in sorted(runner.took, reverse=True)[:12]))
     print(f"{len(runner.took)} programs in {time.monotonic() - begun:.0f} s")
     if runner.failed:
+        with open(FAILED, "w") as names:
+            names.write(" ".join(runner.failed))
         sys.exit(f"FAILED: {', '.join(runner.failed)}; their output is above, and in {LOGS}")
 
 

@@ -249,6 +249,7 @@ impl Control {
                     port.peer
                 );
                 self.events.tell("peer-violation", &name, message.clone());
+                port.last_violation.clone_from(&message);
                 message
             }
             Health::Gone => "the device is gone; offer its descriptors again".into(),
@@ -406,7 +407,10 @@ impl Control {
             News::Up { info, rx, tx } => self.memif_up(name, &info, rx, tx).await,
             News::Down { reason, violation } => {
                 if let Some(port) = self.ports.get_mut(name) {
-                    port.violations += u64::from(violation);
+                    if violation {
+                        port.violations += 1;
+                        port.last_violation = reason.to_string();
+                    }
                     let word = if violation { "peer-violation" } else { "peer-left" };
                     self.events.tell(word, name, reason.to_string());
                 }
@@ -488,6 +492,7 @@ impl Port {
             ring_size: 0,
             connects: 0,
             violations: 0,
+            last_violation: String::new(),
             workers: Vec::new(),
             memif: None,
         }

@@ -137,7 +137,14 @@ impl Opened {
             None => memif_client::start(interface, wanted.config(rings), ask),
         };
         let reason = "no peer has connected".into();
-        Ok(Wire { peer, live: false, reason, peer_name: String::new(), violations: 0 })
+        Ok(Wire {
+            peer,
+            live: false,
+            reason,
+            peer_name: String::new(),
+            violations: 0,
+            last_violation: String::new(),
+        })
     }
 }
 
@@ -175,6 +182,7 @@ pub(super) struct Wire {
     pub(super) peer_name: String,
     /// How often a peer broke the protocol.
     pub(super) violations: u64,
+    pub(super) last_violation: String,
 }
 
 impl Control {
@@ -282,6 +290,7 @@ impl Control {
             "the peer \"{}\" broke the protocol and was disconnected: {how}",
             wire.peer_name
         );
+        wire.last_violation.clone_from(&message);
         self.events.tell("peer-violation", &fixed.name, message.clone());
         self.wire_down(at, message).await;
     }

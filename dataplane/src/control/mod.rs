@@ -143,6 +143,7 @@ struct Port {
     ring_size: u32,
     connects: u64,
     violations: u64,
+    last_violation: String,
     workers: Vec<u32>,
     memif: Option<memif_peer::Peer>,
 }

@@ -113,9 +113,7 @@ impl World {
     }
 
     fn status(&self) -> api::InterfaceStatus {
-        let id = &self.at().id;
-        let found = self.node.actual().interfaces.into_iter().find(|i| i.id == *id);
-        found.expect("the interface")
+        self.node.status(&self.at().id).expect("the interface")
     }
 
     /// The listener lets in ten a second, and after some violations none for a second: a refusal is no

@@ -26,8 +26,7 @@ fn node(role: &str) -> Node {
 }
 
 fn status(node: &Node) -> api::InterfaceStatus {
-    let all = node.actual().interfaces;
-    all.into_iter().find(|i| i.id == UPLINK).expect("an uplink")
+    node.status(UPLINK).expect("an uplink")
 }
 
 /// The peer was disconnected for this.

@@ -212,7 +212,10 @@ async fn dataplane(socket: &Path) -> Vec<Finding> {
     if let Ok(state) = client.get_state(api::GetStateRequest {}).await {
         let state = state.into_inner();
         for status in state.interfaces.iter().filter(|status| status.violations > 0) {
-            let found = format!("{} broke the protocol {} times", status.id, status.violations);
+            let found = format!(
+                "{} broke the protocol {} times, last so: {}",
+                status.id, status.violations, status.last_violation
+            );
             findings.push(note("misbehaving peer", found, "see `bowline events` and that pod"));
         }
     }

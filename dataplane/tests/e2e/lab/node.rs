@@ -259,9 +259,12 @@ impl Node {
 
     /// The link of an interface.
     pub fn link(&self, id: &str) -> api::interface_status::Link {
-        let actual = self.actual();
-        let found = actual.interfaces.iter().find(|i| i.id == id);
-        found.map_or(api::interface_status::Link::Down, api::InterfaceStatus::link)
+        self.status(id).map_or(api::interface_status::Link::Down, |status| status.link())
+    }
+
+    /// What the data plane says of an interface.
+    pub fn status(&self, id: &str) -> Option<api::InterfaceStatus> {
+        self.actual().interfaces.into_iter().find(|i| i.id == id)
     }
 
     /// Waits until the interface forwards.

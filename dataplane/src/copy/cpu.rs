@@ -16,20 +16,44 @@ use super::{prefetch_read, prefetch_write};
 
 /// Copies at least this long are worth the wide loop.
 const LONG_BYTES: usize = 256;
-/// Ops ahead of which lines are fetched.
+/// Ops ahead of which lines are fetched …
 const AHEAD_OPS: usize = 2;
+/// … and how much of each: its lines come from the sender's core, and go back from the receiver's.
+const AHEAD_BYTES: usize = 1536;
+const LINE_BYTES: usize = 64;
 
 /// Copies on the CPU and their account.
 #[derive(Debug)]
 pub(super) struct Cpu {
-    wide: bool,
+    vectors: Vectors,
     pub(super) bytes: u64,
     pub(super) copies: u64,
 }
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self { wide: has_avx2(), bytes: 0, copies: 0 }
+        Self { vectors: Vectors::widest(), bytes: 0, copies: 0 }
+    }
+}
+
+/// What long copies run with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Vectors {
+    /// What the compiler's `memcpy` has.
+    Plain,
+    Avx2,
+    Avx512,
+}
+
+impl Vectors {
+    fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return Self::Avx512;
+        } else if std::arch::is_x86_feature_detected!("avx2") {
+            return Self::Avx2;
+        }
+        Self::Plain
     }
 }
 
@@ -48,8 +72,7 @@ impl Cpu {
                 return;
             }
             if let Some(next) = ops.get(at + AHEAD_OPS) {
-                prefetch_read(next.from);
-                prefetch_write(next.to);
+                fetch(next);
             }
             // SAFETY: by the caller.
             unsafe { self.one(op) };
@@ -87,9 +110,18 @@ impl Cpu {
             // SAFETY: by the caller.
             unsafe { short(op.from, op.to, len) };
         } else {
-            // SAFETY: by the caller; `wide` says that the CPU has AVX2.
-            unsafe { long(op.from, op.to, len, self.wide) };
+            // SAFETY: by the caller; `vectors` says what the CPU has.
+            unsafe { long(op.from, op.to, len, self.vectors) };
         }
+    }
+}
+
+/// Asks for the lines of a copy that runs soon.
+#[inline]
+fn fetch(op: &Op) {
+    for at in (0..AHEAD_BYTES.min(op.len as usize)).step_by(LINE_BYTES) {
+        prefetch_read(op.from.wrapping_add(at));
+        prefetch_write(op.to.wrapping_add(at));
     }
 }
 
@@ -140,21 +172,52 @@ unsafe fn block<const N: usize>(from: *const u8, to: *mut u8, at: usize) {
     }
 }
 
-/// Copies at least 128 bytes.
+/// Copies at least [`LONG_BYTES`].
 ///
 /// # Safety
-/// `from` is readable and `to` writable for `len` bytes; `wide` only where the CPU has AVX2.
+/// `from` is readable and `to` writable for `len` bytes; the CPU has the vectors.
 #[inline]
-unsafe fn long(from: *const u8, to: *mut u8, len: usize, wide: bool) {
-    #[cfg(target_arch = "x86_64")]
-    if wide {
-        // SAFETY: by the caller.
-        unsafe { long_avx2(from, to, len) };
-        return;
-    }
-    let _ = wide;
+unsafe fn long(from: *const u8, to: *mut u8, len: usize, vectors: Vectors) {
     // SAFETY: by the caller; `copy` allows an overlap.
-    unsafe { std::ptr::copy(from, to, len) };
+    unsafe {
+        match vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => long_avx512(from, to, len),
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => long_avx2(from, to, len),
+            _ => std::ptr::copy(from, to, len),
+        }
+    }
+}
+
+/// 256 bytes at a time in four registers; the last 256 so that they end with the range.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `len` ≥ 256 bytes; the CPU has AVX-512F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn long_avx512(from: *const u8, to: *mut u8, len: usize) {
+    use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_storeu_si512};
+    let quad = |at: usize| {
+        // SAFETY: called for `at + 256 ≤ len` only.
+        unsafe {
+            let (s, d) = (from.add(at).cast::<__m512i>(), to.add(at).cast::<__m512i>());
+            let a = _mm512_loadu_si512(s);
+            let b = _mm512_loadu_si512(s.add(1));
+            let c = _mm512_loadu_si512(s.add(2));
+            let e = _mm512_loadu_si512(s.add(3));
+            _mm512_storeu_si512(d, a);
+            _mm512_storeu_si512(d.add(1), b);
+            _mm512_storeu_si512(d.add(2), c);
+            _mm512_storeu_si512(d.add(3), e);
+        }
+    };
+    let mut at = 0;
+    while at + 256 < len {
+        quad(at);
+        at += 256;
+    }
+    quad(len - 256);
 }
 
 /// 128 bytes at a time in four registers; the last 128 so that they end with the range.
@@ -187,13 +250,6 @@ unsafe fn long_avx2(from: *const u8, to: *mut u8, len: usize) {
     quad(len - 128);
 }
 
-fn has_avx2() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,9 +260,10 @@ mod tests {
         let from: Vec<u8> = (0..4096u32).map(|n| (n * 31 % 251) as u8).collect();
         let lengths = (0..600).chain([1024, 1371, 2048, 3999]);
         for (len, skew) in lengths.flat_map(|len| (0..3).map(move |skew| (len, skew))) {
-            for wide in [false, has_avx2()] {
+            let all = [Vectors::Plain, Vectors::Avx2, Vectors::Avx512];
+            for vectors in all.into_iter().filter(|vectors| *vectors <= Vectors::widest()) {
                 let mut to = vec![0xee; len + 64];
-                let mut cpu = Cpu { wide, ..Cpu::default() };
+                let mut cpu = Cpu { vectors, ..Cpu::default() };
                 let op = Op {
                     from: from[skew..].as_ptr(),
                     to: to[skew..].as_mut_ptr(),

@@ -355,7 +355,16 @@ fn doctor_says_what_is_wrong_and_what_to_do() {
     let words = format!("doctor --agent-socket {}", agent_socket.display());
     let findings = node.ask_json(&words);
     let found = |what: &str| findings.iter().find(|f| f["what"] == what).unwrap();
-    for what in ["user", "/dev/net/tun", "data plane", "uplink", "agent", "kernel's VXLAN"] {
+    let fine = [
+        "user",
+        "/dev/net/tun",
+        "inotify lists",
+        "data plane",
+        "uplink",
+        "agent",
+        "kernel's VXLAN",
+    ];
+    for what in fine {
         assert_eq!(found(what)["mark"], "ok", "{}", found(what));
     }
     assert!(found("uplink")["found"].as_str().unwrap().contains("by packet, MTU 1500"));

@@ -46,7 +46,8 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let mode = args.next().unwrap_or_else(|| "rate".to_owned());
     let mut numbers = args.filter_map(|a| a.parse::<usize>().ok());
-    let bytes = numbers.next().unwrap_or(64).max(64);
+    // One buffer each.
+    let bytes = numbers.next().unwrap_or(64).clamp(64, 2048);
     let rounds = numbers.next().unwrap_or(9).max(1);
     let template = if numbers.next() == Some(6) { frame6(bytes) } else { frame(bytes) };
     let mut pods = Pods::new(template);

@@ -46,8 +46,10 @@ impl Drop for Shared {
         let regions = std::mem::take(&mut self.regions);
         let files = std::mem::take(&mut self.files);
         let eventfds = std::mem::take(&mut self.eventfds);
+        // They are of the regions: where there is one, there is the other.
+        let pins = self.pins.take();
         if !(regions.is_empty() && files.is_empty() && eventfds.is_empty()) {
-            close_elsewhere((regions, files, eventfds), &open);
+            close_elsewhere((pins, regions, files, eventfds), &open);
         }
     }
 }

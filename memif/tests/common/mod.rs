@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of this module")]
 
 pub(crate) mod held;
+pub(crate) mod huge;
 pub(crate) mod rogue;
 
 use memif::{

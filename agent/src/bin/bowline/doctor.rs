@@ -1,5 +1,6 @@
 //! `bowline doctor`: what the data plane needs of this machine, and whether it is there.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ fn bad(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) 
 /// Looks at everything. Fails when something is bad.
 pub(crate) async fn run(socket: &Path, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     let mut findings = vec![root(), capabilities(), tun(), hugepages(), cores(), open_files()];
+    findings.push(inotify());
     findings.push(kernel_vxlan(args.vxlan_port));
     findings.extend(dataplane(socket).await);
     findings.push(agent(&args.agent_socket));
@@ -146,6 +148,30 @@ fn open_files() -> Finding {
         format!("{limit} allowed"),
         "a tap takes two descriptors and more: LimitNOFILE=65536 in the unit",
     )
+}
+
+/// The data plane counts the memory files of memif clients with one list of inotify, and lets none in without.
+/// All of a user's programs share what is allowed.
+fn inotify() -> Finding {
+    let what = "inotify lists";
+    let setting = "/proc/sys/fs/inotify/max_user_instances";
+    let text = std::fs::read_to_string(setting).unwrap_or_default();
+    let Ok(allowed) = text.trim().parse::<usize>() else {
+        return bad(what, format!("{setting} is not there"), "memif needs a kernel with inotify");
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_root = processes.filter(|process| process.metadata().is_ok_and(|of| of.uid() == 0));
+    let files = of_root.filter_map(|process| std::fs::read_dir(process.path().join("fd")).ok());
+    let targets = files.flatten().flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    let used = targets.filter(|target| target.as_os_str() == "anon_inode:inotify").count();
+    let found = format!("{used} of {allowed} in use by root");
+    if used < allowed {
+        return ok(what, found);
+    }
+    // One of them may be the data plane's.
+    let remedy =
+        "a data plane without one refuses memif: sysctl fs.inotify.max_user_instances=1024";
+    note(what, found, remedy)
 }
 
 /// The kernel's own VXLAN on our port would take our packets, or we its.

@@ -21,6 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = os.path.join(ROOT, "target/tests")
 FAILED = os.path.join(LOGS, "failed")
 CLUSTER = "deploy/e2e/cluster"
+# Half of an API server's time is the collection of garbage: these have room.
+GO = {"GOGC": "400", "GOMEMLIMIT": "1GiB"}
 # Three times what the longest takes on a slow machine.
 LONGEST_SECONDS = 1800
 # Folders whose tests count packets per second or microseconds.
@@ -60,7 +62,7 @@ class Runner:
 
     def run(self, name, command, folder):
         log = os.path.join(LOGS, name.replace("/", "-") + ".log")
-        env = dict(os.environ)
+        env = dict(os.environ, **GO)
         if name in WAITING:
             env["RUST_TEST_THREADS"] = WAITING[name]
         begun = time.monotonic()

@@ -203,6 +203,8 @@ pub fn eventually(
     mut look: impl FnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
     let end = Instant::now() + within;
+    // Each look is a program or more: the longer it takes, the less a moment matters.
+    let mut pause = Duration::from_millis(100);
     loop {
         let last = match look() {
             Ok(true) => return Ok(()),
@@ -214,7 +216,8 @@ pub fn eventually(
             let error = last.unwrap_or_else(|| anyhow::anyhow!("the answer stayed no"));
             return Err(error.context(format!("{what}: not within {within} s")));
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(pause);
+        pause = (pause * 3 / 2).min(Duration::from_secs(1));
     }
 }
 

@@ -418,8 +418,11 @@ impl Control {
             }
             News::TurnedAway { reason } => {
                 let message = format!("a client was turned away: {reason}");
-                if let Some(port) = self.ports.get_mut(name).filter(|port| !port.live) {
-                    port.reason.clone_from(&message);
+                if let Some(port) = self.ports.get_mut(name) {
+                    port.last_refusal = reason.to_string();
+                    if !port.live {
+                        port.reason.clone_from(&message);
+                    }
                 }
                 self.events.tell("peer-refused", name, message);
             }
@@ -493,6 +496,7 @@ impl Port {
             connects: 0,
             violations: 0,
             last_violation: String::new(),
+            last_refusal: String::new(),
             workers: Vec::new(),
             memif: None,
         }

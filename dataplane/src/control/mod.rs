@@ -144,6 +144,7 @@ struct Port {
     connects: u64,
     violations: u64,
     last_violation: String,
+    last_refusal: String,
     workers: Vec<u32>,
     memif: Option<memif_peer::Peer>,
 }

@@ -81,6 +81,7 @@ impl Control {
             connects: port.connects,
             violations: port.violations,
             last_violation: port.last_violation.clone(),
+            last_refusal: port.last_refusal.clone(),
             name: wanted.map_or_else(String::new, |w| w.said.name.clone()),
             network: wanted.map_or_else(String::new, |w| w.network.to_string()),
             kind: port.kind.into(),

@@ -133,11 +133,6 @@ impl Seen {
         self.slices.iter().map(|slice| slice.longest_us).max().unwrap_or(0)
     }
 
-    fn hear(&mut self, node: &Node, attacker: &Attacker) {
-        let status = node.status(&attacker.victim.id).expect("the attacked interface");
-        self.heard.extend([status.last_violation, status.last_refusal]);
-    }
-
     fn report(&self) -> serde_json::Value {
         let us = |time: Duration| time.as_micros() as u64;
         json!({
@@ -168,6 +163,11 @@ struct Row {
 impl Row {
     fn endured(&self) -> bool {
         self.rounds > 0 && self.attacked.p99_us() <= 2 * self.calm.p99_us()
+    }
+
+    fn hear(&mut self, node: &Node, attacker: &Attacker) {
+        let status = node.status(&attacker.victim.id).expect("the attacked interface");
+        self.heard.extend([status.last_violation, status.last_refusal]);
     }
 
     fn report(&self) -> serde_json::Value {

@@ -79,3 +79,4 @@ make_cgroups
 nohup nsenter --net="/run/netns/$NS" --mount="$D/ns/mnt" unshare --pid --fork --kill-child --uts \
     "$HERE/node-init.sh" "$N" > "$D/log/node.log" 2>&1 9>&- &
 echo $! > "$D/pid"
+until_ok 10 "first process of n$N" node_init "$N"

@@ -44,8 +44,16 @@ fn end_other() -> Option<String> {
 pub fn clean() -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::from_iter(end_other());
     let mut first_error = None;
-    for prefix in [PREFIX, UPLINK_HOME_PREFIX] {
-        for netns in netns::with_prefix(prefix)? {
+    loop {
+        let mut found = Vec::new();
+        for prefix in [PREFIX, UPLINK_HOME_PREFIX] {
+            found.extend(netns::with_prefix(prefix)?);
+        }
+        // A command that a killed demo had begun may make another one meanwhile.
+        if found.is_empty() || first_error.is_some() {
+            break;
+        }
+        for netns in found {
             match netns.destroy() {
                 Ok(()) => removed.push(format!("namespace {}", netns.name())),
                 Err(error) => first_error = first_error.or(Some(error)),

@@ -3,7 +3,6 @@
 
 mod common;
 
-use common::huge::{Collapsible, HUGE_BYTES};
 use common::rogue::{BUFFERS_AT, M2S_AT, REGION_BYTES, Rogue, S2M_AT, memory, ring};
 use common::{listener, offer, unique_name, wait_for};
 use memif::wire::Message;
@@ -89,30 +88,6 @@ fn memory_that_is_kept_counts_until_it_is_gone() {
         kept.pop();
         let another = memory(REGION_BYTES, true);
         wait_for("the last mapping to go", || come(&another).ok());
-    }
-}
-
-/// While the kernel makes one page of many, whoever touches one of them sleeps: a worker must not.
-#[test]
-fn a_peer_cannot_have_pages_moved() {
-    use nix::errno::Errno;
-    for require_sealed in [true, false] {
-        let name = unique_name();
-        let mut listener = listener(&name);
-        let answer = Answer::Accept(Offer { require_sealed, ..offer() });
-        let file = memory(HUGE_BYTES as u64, true);
-        file.write_all_at(&[1; HUGE_BYTES], 0).unwrap();
-        let peers = Collapsible::map(&file);
-        let (rogue, connection) = Rogue::establish(&name, &mut listener, &answer, file, LOG2);
-        for _ in 0..64 {
-            assert!(peers.collapse().is_err(), "pages were moved under the server");
-        }
-        // Else the kernel would have refused for a reason of its own. Before Linux 6.1 it cannot do it.
-        drop((rogue, connection));
-        wait_for("the pages to be free again", || match peers.collapse() {
-            Ok(()) | Err(Errno::EINVAL) => Some(()),
-            Err(_) => None,
-        });
     }
 }
 

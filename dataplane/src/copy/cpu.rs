@@ -190,64 +190,53 @@ unsafe fn long(from: *const u8, to: *mut u8, len: usize, vectors: Vectors) {
     }
 }
 
-/// 256 bytes at a time in four registers; the last 256 so that they end with the range.
-///
 /// # Safety
-/// `from` is readable and `to` writable for `len` ≥ 256 bytes; the CPU has AVX-512F.
+/// As for [`quads`]; the CPU has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn long_avx512(from: *const u8, to: *mut u8, len: usize) {
-    use std::arch::x86_64::{__m512i, _mm512_loadu_si512, _mm512_storeu_si512};
-    let quad = |at: usize| {
-        // SAFETY: called for `at + 256 ≤ len` only.
-        unsafe {
-            let (s, d) = (from.add(at).cast::<__m512i>(), to.add(at).cast::<__m512i>());
-            let a = _mm512_loadu_si512(s);
-            let b = _mm512_loadu_si512(s.add(1));
-            let c = _mm512_loadu_si512(s.add(2));
-            let e = _mm512_loadu_si512(s.add(3));
-            _mm512_storeu_si512(d, a);
-            _mm512_storeu_si512(d.add(1), b);
-            _mm512_storeu_si512(d.add(2), c);
-            _mm512_storeu_si512(d.add(3), e);
-        }
-    };
-    let mut at = 0;
-    while at + 256 < len {
-        quad(at);
-        at += 256;
-    }
-    quad(len - 256);
+    // SAFETY: by the caller.
+    unsafe { quads::<std::arch::x86_64::__m512i>(from, to, len) }
 }
 
-/// 128 bytes at a time in four registers; the last 128 so that they end with the range.
-///
 /// # Safety
-/// `from` is readable and `to` writable for `len` ≥ 128 bytes; the CPU has AVX2.
+/// As for [`quads`]; the CPU has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 unsafe fn long_avx2(from: *const u8, to: *mut u8, len: usize) {
-    use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_storeu_si256};
+    // SAFETY: by the caller.
+    unsafe { quads::<std::arch::x86_64::__m256i>(from, to, len) }
+}
+
+/// Four registers at a time; the last four so that they end with the range.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `len` bytes, at least four registers. `Register` is one that the caller
+/// may use, and any bytes are a value of it.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn quads<Register>(from: *const u8, to: *mut u8, len: usize) {
+    let bytes = 4 * size_of::<Register>();
     let quad = |at: usize| {
-        // SAFETY: called for `at + 128 ≤ len` only.
+        // SAFETY: called for `at + bytes ≤ len` only; nothing has to be aligned.
         unsafe {
-            let (s, d) = (from.add(at).cast::<__m256i>(), to.add(at).cast::<__m256i>());
-            let a = _mm256_loadu_si256(s);
-            let b = _mm256_loadu_si256(s.add(1));
-            let c = _mm256_loadu_si256(s.add(2));
-            let e = _mm256_loadu_si256(s.add(3));
-            _mm256_storeu_si256(d, a);
-            _mm256_storeu_si256(d.add(1), b);
-            _mm256_storeu_si256(d.add(2), c);
-            _mm256_storeu_si256(d.add(3), e);
+            let (s, d) = (from.add(at).cast::<Register>(), to.add(at).cast::<Register>());
+            let a = s.read_unaligned();
+            let b = s.add(1).read_unaligned();
+            let c = s.add(2).read_unaligned();
+            let e = s.add(3).read_unaligned();
+            d.write_unaligned(a);
+            d.add(1).write_unaligned(b);
+            d.add(2).write_unaligned(c);
+            d.add(3).write_unaligned(e);
         }
     };
     let mut at = 0;
-    while at + 128 < len {
+    while at + bytes < len {
         quad(at);
-        at += 128;
+        at += bytes;
     }
-    quad(len - 128);
+    quad(len - bytes);
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The API store against a real API server: the suite that every store must pass, judged on the raw
-//! history of the API server's watch; and requests lost by a proxy. `BOWLINE_STORE_FULL=1`: a hundred
-//! agents with ten pods each.
+//! history of the API server's watch; and requests lost by a proxy. `BOWLINE_STORE_FULL=1`: each call of
+//! a life goes wrong once, not every fourth. The crowd is in `agent/tests/crowd.rs`.
 
 mod common;
 
@@ -8,7 +8,7 @@ use bowline_kube::ApiStore;
 use common::Server;
 use judge::{Event, Judge, Told};
 use kube::Client;
-use multinet::conformance::{self, Crowd, Ground};
+use multinet::conformance::{self, Ground};
 use multinet::ipam::{self, Candidate, ClaimError, Holder, Request};
 use multinet::range::{AddressSet, Family};
 use multinet::rules::{Binding, ReuseDelay, Strategy};
@@ -30,20 +30,6 @@ fn the_api_store_conforms() {
         history: Some(&|| server.history()),
         step: if is_full() { 1 } else { 4 },
     });
-}
-
-#[test]
-fn as_many_pods_as_addresses() {
-    let (agents, pods) = if is_full() { (100, 10) } else { (16, 1) };
-    let server = Server::start(agents as usize);
-    let handle = server.runtime.handle();
-    let ground = Ground {
-        open: &|| server.open(),
-        block_on: &|future| handle.block_on(future),
-        history: Some(&|| server.history()),
-        step: if is_full() { 1 } else { 4 },
-    };
-    conformance::crowd(ground, Crowd { agents, pods, interfaces: 3, trouble_every: 17 });
 }
 
 /// One request lost, the first, the second and so on until a run ends untouched.

@@ -28,6 +28,14 @@ pub struct Crowd {
     pub trouble_every: u32,
 }
 
+impl Crowd {
+    /// The Networks of its interfaces.
+    #[must_use]
+    pub fn networks(&self) -> Vec<String> {
+        (0..self.interfaces).map(network).collect()
+    }
+}
+
 /// Puts a store through it.
 ///
 /// # Panics

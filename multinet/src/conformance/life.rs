@@ -15,8 +15,7 @@ use crate::ipam::{
 };
 use crate::range::Family;
 use crate::store::Store;
-use crate::types::block::{AddressBlock, Entry, NETWORK_LABEL, Owner};
-use crate::types::meta::LabelSelector;
+use crate::types::block::{Entry, Owner};
 
 /// Two blocks of IPv4 and one of IPv6: a claim is several writes.
 const FOUR: &str = "10.7.0.60-10.7.0.67";
@@ -168,11 +167,10 @@ impl<S: Store> Life<S> {
 
     /// What both controllers see that a pod has.
     async fn records(&self, uid: &str) -> Vec<Entry> {
-        let selector = LabelSelector::label(NETWORK_LABEL, &self.network);
         let mut records = Vec::new();
         for controller in &self.controllers {
-            let blocks = controller.look::<AddressBlock>(&selector).await.expect("undisturbed");
-            let view = View::new(&self.network, blocks);
+            let blocks = controller.look(&self.network).await.expect("undisturbed");
+            let view = View::of(&self.network, blocks);
             let own = view.entries(|e| e.state.is_held() && e.owner.as_ref() == Some(&owner(uid)));
             records = own.map(|(_, e)| e.clone()).collect();
         }

@@ -1,6 +1,7 @@
 //! A store whose writes are told the judge, and which goes wrong where it is told to.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use super::History;
 use crate::store::{Store, StoreError};
+use crate::types::block::AddressBlock;
 use crate::types::meta::{LabelSelector, Resource};
 
 /// What happens to one call.
@@ -137,16 +139,11 @@ pub(super) struct Watched<S> {
     run: Arc<Run>,
     dead: AtomicBool,
     stale_next: AtomicBool,
-    /// What it has listed, and written since: a stale list shows this.
-    memory: Mutex<Vec<Listed>>,
+    /// The blocks of each domain that it has listed, and written since: a stale list shows these.
+    memory: Mutex<BTreeMap<String, Blocks>>,
 }
 
-#[derive(Debug)]
-struct Listed {
-    selector: LabelSelector,
-    /// A `Vec` of objects of one kind.
-    objects: Box<dyn Any + Send>,
-}
+type Blocks = Vec<Arc<AddressBlock>>;
 
 impl<S: Store> Watched<S> {
     pub(super) fn new(inner: S, run: &Arc<Run>) -> Self {
@@ -167,25 +164,13 @@ impl<S: Store> Watched<S> {
     }
 
     /// A list that nothing disturbs.
-    pub(super) async fn look<R: Resource>(
-        &self,
-        selector: &LabelSelector,
-    ) -> Result<Vec<R>, StoreError> {
-        let listed: Vec<R> = self.inner.list(selector).await?;
-        let objects = Box::new(listed.clone());
-        let mut memory = self.memory();
-        memory.retain(|known| known.selector != *selector);
-        memory.push(Listed { selector: selector.clone(), objects });
-        Ok(listed)
+    pub(super) async fn look(&self, domain: &str) -> Result<Blocks, StoreError> {
+        let blocks = self.inner.blocks(domain).await?;
+        self.memory().insert(domain.to_owned(), blocks.clone());
+        Ok(blocks)
     }
 
-    fn remembered<R: Resource>(&self, selector: &LabelSelector) -> Option<Vec<R>> {
-        let memory = self.memory();
-        let listed = memory.iter().find(|known| known.selector == *selector)?;
-        listed.objects.downcast_ref::<Vec<R>>().cloned()
-    }
-
-    fn memory(&self) -> MutexGuard<'_, Vec<Listed>> {
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<String, Blocks>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -236,12 +221,10 @@ impl<S: Store> Watched<S> {
     }
 
     fn remember<R: Resource>(&self, written: &R) {
-        let labels = &written.meta().labels;
-        for known in self.memory().iter_mut().filter(|known| known.selector.matches(labels)) {
-            if let Some(objects) = known.objects.downcast_mut::<Vec<R>>() {
-                objects.retain(|object| object.meta().name != written.meta().name);
-                objects.push(written.clone());
-            }
+        let Some(written) = (written as &dyn Any).downcast_ref::<AddressBlock>() else { return };
+        if let Some(blocks) = self.memory().get_mut(&written.spec.network) {
+            blocks.retain(|block| block.name() != written.name());
+            blocks.push(Arc::new(written.clone()));
         }
     }
 }
@@ -265,17 +248,24 @@ impl<S: Store> Store for Watched<S> {
     }
     async fn list<R: Resource>(&self, selector: &LabelSelector) -> Result<Vec<R>, StoreError> {
         self.alive()?;
+        self.inner.list(selector).await
+    }
+    async fn blocks(&self, domain: &str) -> Result<Blocks, StoreError> {
+        self.alive()?;
         let fault = self.run.fault_now(true);
         let away = self.stale_next.swap(false, Ordering::Relaxed);
         if fault == Some(Fault::ListLost) {
             return Err(lost());
         }
-        if (away || fault == Some(Fault::ListStale))
-            && let Some(stale) = self.remembered(selector)
-        {
-            return Ok(stale);
+        let stale = if away || fault == Some(Fault::ListStale) {
+            self.memory().get(domain).cloned()
+        } else {
+            None
+        };
+        match stale {
+            Some(stale) => Ok(stale),
+            None => self.look(domain).await,
         }
-        self.look(selector).await
     }
     async fn create<R: Resource>(&self, object: &R) -> Result<R, StoreError> {
         self.write(object, self.inner.create(object)).await

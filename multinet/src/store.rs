@@ -41,13 +41,16 @@ pub enum StoreError {
     /// The store did not answer, or answered nonsense. A write may or may not have taken place.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// The store has understood the request and will not do it. Nothing was written.
+    #[error("the store refuses: {0}")]
+    Refused(String),
 }
 
 impl StoreError {
     /// Whether reading again and deciding anew may help at once.
     #[must_use]
     pub fn is_race(&self) -> bool {
-        !matches!(self, StoreError::Unavailable(_))
+        !matches!(self, StoreError::Unavailable(_) | StoreError::Refused(_))
     }
 }
 

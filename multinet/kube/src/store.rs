@@ -2,7 +2,7 @@
 //!
 //! An update carries `metadata.resourceVersion`, a deletion has UID and version as preconditions, so
 //! that the API server compares. Whatever is not a clear answer (a timeout, a broken connection, an
-//! overloaded server, a refusal) is `Unavailable`: the write may have taken place.
+//! overloaded server) is `Unavailable`: the write may have taken place.
 
 use std::future::Future;
 use std::time::Duration;
@@ -195,7 +195,8 @@ impl<'a> Target<'a> {
                  (deploy/crds)",
                 self.kind
             )),
-            (403, _) => self.unavailable(&format!("not allowed: {}", status.message)),
+            // No right to it, an admission policy or webhook that says no, an object against its schema.
+            (400 | 403 | 422, _) => StoreError::Refused(self.sentence(&status.message)),
             (code, _) => self.unavailable(&format!("{} ({code})", status.message)),
         }
     }
@@ -205,11 +206,12 @@ impl<'a> Target<'a> {
     }
 
     fn unavailable(self, why: &str) -> StoreError {
+        StoreError::Unavailable(self.sentence(why))
+    }
+
+    fn sentence(self, why: &str) -> String {
         let space = if self.name.is_empty() { "" } else { " " };
-        StoreError::Unavailable(format!(
-            "cannot {} {}{space}{}: {why}",
-            self.doing, self.kind, self.name
-        ))
+        format!("cannot {} {}{space}{}: {why}", self.doing, self.kind, self.name)
     }
 }
 

@@ -12,7 +12,7 @@ use multinet::types::pool::{IPPoolSpec, IPPoolStatus, SpiderIPPool};
 use testapi::{TestApi, User};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_answer_is_unavailable_and_says_what_to_do() {
+async fn what_is_no_answer_is_unavailable_and_a_refusal_says_so() {
     let mut api = TestApi::start(&[User::named("nobody")]).await;
     let store = ApiStore::new(api.client("admin").await);
     let missing = store.get::<AddressBlock>(None, "none").await.unwrap_err();
@@ -22,7 +22,12 @@ async fn what_is_no_answer_is_unavailable_and_says_what_to_do() {
     assert_eq!(store.get::<AddressBlock>(None, "none").await, Ok(None));
     let nobody = ApiStore::new(api.client("nobody").await);
     let refused = nobody.list::<AddressBlock>(&LabelSelector::default()).await.unwrap_err();
-    assert!(refused.to_string().contains("not allowed"), "{refused}");
+    assert!(matches!(refused, StoreError::Refused(_)) && !refused.is_race(), "{refused:?}");
+    assert!(refused.to_string().contains("\"nobody\" cannot list"), "{refused}");
+    let mut nameless = AddressBlock::around("blue", IpAddr::from([10, 0, 0, 0]));
+    nameless.metadata.name = "No Name".into();
+    let refused = store.create(&nameless).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Refused(_)), "{refused:?}");
     api.kill_server();
     let down = store.get::<AddressBlock>(None, "none").await.unwrap_err();
     assert!(matches!(down, StoreError::Unavailable(_)), "{down:?}");

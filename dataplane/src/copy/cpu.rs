@@ -134,20 +134,49 @@ pub(super) unsafe fn short(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: each arm stays inside `len` bytes: it copies blocks from the front, and the last
     // block so that it ends with the range.
     unsafe {
-        if len >= 32 {
-            let mut at = 0;
-            while at + 64 < len {
-                block::<64>(from, to, at);
-                at += 64;
-            }
-            if len - at > 32 {
-                block::<32>(from, to, at);
-            }
+        if len > 128 {
+            blocks(from, to, len);
+        } else if len > 64 {
+            block::<64>(from, to, 0);
+            block::<64>(from, to, len - 64);
+        } else if len > 32 {
+            block::<32>(from, to, 0);
             block::<32>(from, to, len - 32);
         } else if len >= 16 {
             block::<16>(from, to, 0);
             block::<16>(from, to, len - 16);
-        } else if len >= 8 {
+        } else {
+            few(from, to, len);
+        }
+    }
+}
+
+/// More than fits into the arms of [`short`], which its callers' loops hold: a function of its own.
+///
+/// # Safety
+/// As for [`short`], with at least 64 bytes.
+#[inline(never)]
+unsafe fn blocks(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: by the caller; the last block ends with the range.
+    unsafe {
+        let mut at = 0;
+        while at + 64 < len {
+            block::<64>(from, to, at);
+            at += 64;
+        }
+        block::<64>(from, to, len - 64);
+    }
+}
+
+/// Less than that.
+///
+/// # Safety
+/// As for [`short`], with at most 16 bytes.
+#[inline(never)]
+unsafe fn few(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        if len >= 8 {
             block::<8>(from, to, 0);
             block::<8>(from, to, len - 8);
         } else {

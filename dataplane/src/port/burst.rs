@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use memif::RxBurst;
 
-use crate::copy::{CopyList, Seg, partial_sum, peer_seg, peer_seg_mut};
+use crate::copy::{CopyList, Seg, SegMut, partial_sum, peer_seg, peer_seg_mut};
 use crate::path::{HEAD_BYTES, HEAD_MAX_BYTES, HEADROOM_BYTES, Meta, Packet, Slot};
 use crate::table::IfaceId;
 
@@ -238,14 +238,9 @@ impl Burst {
                 break;
             }
             let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end)).unwrap_or(&[]);
-            let mut to = peer_seg_mut(place).write(head);
+            let rest = peer_seg_mut(place).write(head);
             if meta.seg_count != 0 {
-                settle(meta, &mut self.segs);
-                let body =
-                    usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
-                for part in self.segs.get(body).unwrap_or(&[]) {
-                    to = list.plan(*part, to).1;
-                }
+                plan_body(meta, &mut self.segs, rest, list);
             }
             bytes += place.len() as u64;
         }
@@ -288,6 +283,16 @@ fn take_in(
         body.prefetch(0);
         body.prefetch(LINE_BYTES);
         segs.push(body);
+    }
+}
+
+/// Plans the copies of a body. A function of its own, so that frames without one do not carry it along.
+#[inline(never)]
+fn plan_body(meta: &mut Meta, segs: &mut [Seg], mut to: SegMut, list: &mut CopyList) {
+    settle(meta, segs);
+    let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
+    for part in segs.get(body).unwrap_or(&[]) {
+        to = list.plan(*part, to).1;
     }
 }
 

@@ -20,6 +20,8 @@ const _: () = assert!(BURST_PKTS <= 64, "one bit for each packet");
 pub(super) struct Scratch {
     /// Bit `i`: packet `i` of the burst was handed over, so its claim is not ours to release.
     pub(super) lent: u64,
+    /// Bit `i`: packet `i` was forwarded as a usual one, and leaves as it is.
+    pub(super) usual: u64,
     /// Head of one piece of a frame that is split.
     pub(super) piece: Slot,
     /// Segments that wait to be merged.

@@ -25,7 +25,7 @@ impl State {
         self.scratch.lent = 0;
         let mut at = 0;
         while at < count {
-            let train = train(&self.burst, verdicts, at);
+            let train = train(&self.burst, verdicts, self.scratch.usual, at);
             if let Some(sink) = self.send_train(tables, train.clone()) {
                 account.forwarded += train.len() as u64;
                 sinks.note(Some(sink));
@@ -71,6 +71,7 @@ impl State {
     /// The path's verdicts for the burst. Returns the bytes that were received.
     #[inline]
     fn decide(&mut self, tables: &Tables, iface: &Iface, verdicts: &mut [Verdict]) -> u64 {
+        self.scratch.usual = 0;
         if self.observer.active() {
             return self.decide_observed(tables, iface, verdicts);
         }
@@ -87,6 +88,7 @@ impl State {
                 let (slots, metas) = self.burst.rest_mut(at);
                 let (sure, sure_bytes) = fast.forward_run(slots, metas);
                 verdicts[at..at + sure].fill(Verdict::Forward);
+                self.scratch.usual |= bits(at..at + sure);
                 at += sure;
                 bytes += sure_bytes;
             }
@@ -193,15 +195,27 @@ impl State {
     }
 }
 
-/// The packets from `at` on that leave as they are by one interface.
+/// A bit for each packet of the range.
 #[inline]
-fn train(burst: &Burst, verdicts: &[Verdict], at: usize) -> Range<usize> {
-    let rest = verdicts[at..].iter().zip(burst.metas(at..verdicts.len()));
+fn bits(packets: Range<usize>) -> u64 {
+    let below = |end: usize| 1u64.checked_shl(end as u32).unwrap_or(0).wrapping_sub(1);
+    below(packets.end) & !below(packets.start)
+}
+
+/// The packets from `at` on that leave as they are by one interface, as `usual` ones do anyway.
+#[inline]
+fn train(burst: &Burst, verdicts: &[Verdict], usual: u64, at: usize) -> Range<usize> {
     let out = burst.meta(at).out;
+    let known = at + (usual >> at).trailing_ones() as usize;
+    let same = burst.metas(at..known).iter().take_while(|meta| meta.out == out).count();
+    if at + same < known {
+        return at..at + same;
+    }
+    let rest = verdicts[known..].iter().zip(burst.metas(known..verdicts.len()));
     let fits = |&(&verdict, meta): &(&Verdict, &Meta)| {
         verdict == Verdict::Forward && meta.out == out && is_plain(meta)
     };
-    at..at + rest.take_while(fits).count()
+    at..known + rest.take_while(fits).count()
 }
 
 /// Neither to be split, nor to be summed.

@@ -291,6 +291,8 @@ fn full_fence() {
 /// A cache line. Of a frame the first two are fetched ahead: its headers lie there, and a line that is
 /// asked for only when it is read comes from the other core while everything waits.
 pub(crate) const LINE_BYTES: usize = 64;
+/// Descriptors in a cache line.
+pub(crate) const LINE_SLOTS: u16 = (LINE_BYTES / DESCRIPTOR_BYTES as usize) as u16;
 
 /// Hints that a line will be read soon. No effect on correctness, legal on any address.
 #[inline]

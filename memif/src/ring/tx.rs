@@ -5,7 +5,7 @@
 
 use super::burst::{MAX_TX_SEGS, SegMut, TxSegs};
 use super::own::OwnBuffers;
-use super::{LINE_BYTES, Ring, Role, Snapshot, prefetch_write};
+use super::{LINE_BYTES, LINE_SLOTS, Ring, Role, Snapshot, prefetch_write};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::sys::notify::SignalMeter;
@@ -215,10 +215,12 @@ impl TxQueue {
         out: &mut TxSegs,
     ) -> Result<usize, Violation> {
         let start = self.cursor();
-        let room = usize::from(self.limit.wrapping_sub(start));
-        out.fill(frames.take(room).zip(0u16..), |(len_bytes, i)| {
+        let room = self.limit.wrapping_sub(start).min(MAX_TX_SEGS as u16);
+        out.fill((0..room).zip(frames), |(i, len_bytes)| {
             let slot = start.wrapping_add(i);
-            self.ring.prefetch_to_write(slot.wrapping_add(PREFETCH_SLOTS));
+            if i.is_multiple_of(LINE_SLOTS) {
+                self.ring.prefetch_to_write(slot.wrapping_add(PREFETCH_SLOTS));
+            }
             let (buffer, region) = self.buffer_as::<SERVER>(slot)?;
             if len_bytes.wrapping_sub(1) >= buffer.len_bytes {
                 return Ok(None);

@@ -144,8 +144,12 @@ impl Usual6 {
 /// Whether TCP or UDP follows a header of `l3_bytes`, in a packet that holds its header as well.
 #[inline(always)]
 fn holds_ports(upper: u8, bytes: u32, l3_bytes: usize) -> bool {
-    matches!(upper, protocol::TCP | protocol::UDP)
-        && bytes as usize >= l3_bytes + parse::least(upper)
+    let behind = |protocol| bytes as usize >= l3_bytes + parse::least(protocol);
+    match upper {
+        protocol::TCP => behind(protocol::TCP),
+        protocol::UDP => behind(protocol::UDP),
+        _ => false,
+    }
 }
 
 /// Where packets go, and where the one before went: a burst often goes to few.

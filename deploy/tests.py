@@ -6,7 +6,7 @@
 The names of those that failed are in target/tests/failed; none hangs for ever.
 
 Tests of the control plane wait for processes most of the time: they run beside the suite on a real cluster, and mutants
-after them. What pushes packets, or measures, has the machine to itself. Output goes to target/tests/, and to the
+come last of them. What pushes packets, or measures, has the machine to itself. Output goes to target/tests/, and to the
 terminal when a program ends.
 """
 import json
@@ -21,6 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOGS = os.path.join(ROOT, "target/tests")
 FAILED = os.path.join(LOGS, "failed")
 CLUSTER = "deploy/e2e/cluster"
+# What goes before the cluster, so that both lanes are of one length.
+BEFORE_CLUSTER = ("multinet/kube/conformance", "memif/loom")
 # Half of an API server's time is the collection of garbage: these have room.
 GO = {"GOGC": "400", "GOMEMLIMIT": "1GiB"}
 # Three times what the longest takes on a slow machine.
@@ -115,8 +117,8 @@ def main(words):
     if not jobs:
         sys.exit(f"bowline: no test program's name holds {' or '.join(words)}: {' '.join(sorted(found))}")
     print(f"built in {time.monotonic() - begun:.0f} s", flush=True)
-    alone = [job for job in jobs if job[0].startswith(ALONE)]
-    cluster = [job for job in jobs if job[0] == CLUSTER]
+    cluster = [job for name in (*BEFORE_CLUSTER, CLUSTER) for job in jobs if job[0] == name]
+    alone = [job for job in jobs if job[0].startswith(ALONE) and job not in cluster]
     runner = Runner()
     try:
         # Mutants put their programs where those of the tests are: they come last.

@@ -65,11 +65,13 @@ impl Pod<'_> {
         gateway::link_header(self.vrf.gateway_mac, self.iface.mac, rewrite::ether_type(ip_version))
     }
 
-    /// Notes what is the same for both families. The facts are as they came: neither encapsulated, nor
-    /// to be fragmented.
+    /// Notes what is the same for both families.
     #[inline(always)]
     pub(super) fn note(&self, meta: &mut Meta, ip_version: u8, protocol: u8, l4: usize) {
+        meta.iface = self.iface.id;
         meta.vrf = self.vrf.id;
+        meta.outer = 0;
+        meta.fragment_mtu = 0;
         meta.ip_version = ip_version;
         meta.protocol = protocol;
         meta.l3 = Ethernet::BYTES as u16;

@@ -232,6 +232,40 @@ fn ordinals_of_a_stateful_set_keep_theirs() {
     assert!(!frees(shrunk.with(dying).judge(&entry("web-2", "up"), &on)));
 }
 
+/// No other node may take over what is held there, and a node that is lost gives nothing back.
+#[test]
+fn what_outlives_its_pod_leaves_a_node_that_is_lost() {
+    let on = Switches::default();
+    let mut cluster = Cluster::new();
+    cluster.stateful_sets.insert(key("web"), StatefulSetFact { start: 0, replicas: 1 });
+    let living = MachineFact { machine_lives: true, ..MachineFact::default() };
+    cluster.machines.insert(key("vm"), living);
+    let detaches = |verdict| matches!(verdict, Verdict::Detach(_));
+    for name in ["web-0", "virtualmachineinstance/vm"] {
+        for (node, lost) in [("up", false), ("down", true), ("gone", true), ("", false)] {
+            let verdict = cluster.judge(&entry(name, node), &on);
+            assert_eq!(detaches(verdict), lost, "{name} on {node}: {verdict:?}");
+            assert!(!frees(verdict), "{name} on {node}: {verdict:?}");
+        }
+    }
+    let named = |uid: &str| pod(uid, json!({"name": "web-0"}), json!({"phase": "Pending"}));
+    let own = cluster.with(named("u1"));
+    assert!(!detaches(own.judge(&entry("web-0", "gone"), &on)), "its own pod may still run there");
+    let next = own.with(named("u2"));
+    assert!(detaches(next.judge(&entry("web-0", "gone"), &on)), "the next pod waits for it");
+    let owner = json!([{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+                        "name": "vm", "uid": "v", "controller": true}]);
+    let meta = json!({"name": "virt-launcher-vm-x", "ownerReferences": owner});
+    let mut launcher = pod("l", meta, running());
+    launcher.spec.node_name = "down".into();
+    let runs = next.with(launcher);
+    assert!(!detaches(runs.judge(&entry("virtualmachineinstance/vm", "down"), &on)));
+    assert!(detaches(runs.judge(&entry("virtualmachineinstance/vm", "gone"), &on)));
+    // What was kept, of an ordinal that is no more: no switch for nodes concerns it.
+    let neither = Switches { on_ready_node: false, on_lost_node: false, ..on };
+    assert!(frees(Cluster::new().judge(&entry("web-0", ""), &neither)));
+}
+
 #[test]
 fn virtual_machines_keep_theirs_while_they_live() {
     let record = entry("virtualmachineinstance/vm", "up");

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bowline_kube::Severity;
 use k8s_openapi::jiff::Timestamp;
 use multinet::ipam::{
-    self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, modify, plan_free_record,
+    self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, modify, plan_detach_record,
+    plan_free_record,
 };
 use multinet::pod::{Stickiness, machine_of};
 use multinet::store::{Store, StoreError};
@@ -71,8 +72,8 @@ impl Reclaim {
         for block in blocks.values() {
             for entry in block.held() {
                 let verdict = judge(entry, facts.with(&pods), &self.switches, now_ms);
-                let frees = matches!(verdict, Verdict::Free(_));
-                if frees && self.is_fenced(&facts.nodes, &entry.node) {
+                let changes = matches!(verdict, Verdict::Free(_) | Verdict::Detach(_));
+                if changes && self.is_fenced(&facts.nodes, &entry.node) {
                     suspects.push((block.spec.network.clone(), entry.clone()));
                 }
             }
@@ -131,14 +132,13 @@ impl Job for Reclaim {
         facts.machines = workloads::machines(tools.store.client()).await?;
         let mut suspects = self.suspects(tools, &facts, now_ms);
         suspects.retain(|suspect| self.is_ripe(suspect, &facts.nodes));
-        let mut freed: BTreeMap<String, Vec<(Entry, &'static str)>> = BTreeMap::new();
+        let mut judged: BTreeMap<String, Vec<(Entry, Verdict)>> = BTreeMap::new();
         for (network, entry) in suspects {
-            if let Some(why) = self.confirm(tools, &facts, &entry, now_ms).await? {
-                freed.entry(network).or_default().push((entry, why));
-            }
+            let verdict = self.confirm(tools, &facts, &entry, now_ms).await?;
+            judged.entry(network).or_default().push((entry, verdict));
         }
-        for (network, entries) in freed {
-            free(tools, &network, &entries, now_ms).await?;
+        for (network, entries) in judged {
+            carry_out(tools, &network, &entries, now_ms).await?;
         }
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Reclaim {
         facts: &Facts,
         entry: &Entry,
         now_ms: u64,
-    ) -> Result<Option<&'static str>, StoreError> {
+    ) -> Result<Verdict, StoreError> {
         let mut pods = BTreeMap::new();
         if let Some(Owner::Pod { namespace, name, .. }) = &entry.owner {
             // A machine is no pod's name: its launcher has one of its own.
@@ -171,39 +171,52 @@ impl Reclaim {
             });
             pods.extend(owned.map(|(key, pod)| (key.clone(), pod.clone())));
         }
-        match judge(entry, facts.with(&pods), &self.switches, now_ms) {
-            Verdict::Free(why) => Ok(Some(why)),
-            Verdict::Keep(_) | Verdict::Wait(_) => Ok(None),
-        }
+        Ok(judge(entry, facts.with(&pods), &self.switches, now_ms))
     }
 }
 
-/// Frees records of one Network, those that still are what was judged.
-async fn free(
+/// Frees and detaches records of one Network, those that still are what was judged.
+async fn carry_out(
     tools: &Tools,
     network: &str,
-    entries: &[(Entry, &'static str)],
+    entries: &[(Entry, Verdict)],
     now_ms: u64,
 ) -> Result<(), StoreError> {
     let plan = |view: &mut ipam::View| -> Vec<usize> {
-        let indexed = entries.iter().enumerate();
-        indexed.filter(|(_, (e, _))| plan_free_record(view, e, now_ms)).map(|(i, _)| i).collect()
+        let mut done = |(entry, verdict): &(Entry, Verdict)| match verdict {
+            Verdict::Free(_) => plan_free_record(view, entry, now_ms),
+            Verdict::Detach(_) => plan_detach_record(view, entry, now_ms),
+            Verdict::Keep(_) | Verdict::Wait(_) => false,
+        };
+        (0..entries.len()).filter(|index| done(&entries[*index])).collect()
     };
     for index in modify(&tools.store, network, plan).await? {
-        let (entry, why) = &entries[index];
-        tools.metrics.reclaimed(why);
+        let (entry, verdict) = &entries[index];
         let owner = entry.owner.as_ref().map_or_else(String::new, ToString::to_string);
-        let (address, interface) = (entry.address, &entry.interface);
-        tracing::info!(%address, network, owner, interface, why, "address freed");
-        if let Some(Owner::Pod { namespace, name, uid }) = &entry.owner {
-            let mut pod = Pod::new(name, multinet::types::core::PodSpec::default());
-            pod.metadata.namespace = Some(namespace.clone());
-            pod.metadata.uid = Some(uid.clone());
-            let note = format!("{address} of {interface} was freed: {why}");
-            tools.events.say(&pod, Severity::Normal, "AddressReclaimed", "Reclaim", &note).await;
+        let (address, interface, node) = (entry.address, &entry.interface, &entry.node);
+        match verdict {
+            Verdict::Free(why) => {
+                tools.metrics.reclaimed(why);
+                tracing::info!(%address, network, owner, interface, why, "address freed");
+                tell(tools, entry, why).await;
+            }
+            Verdict::Detach(why) | Verdict::Keep(why) => {
+                tracing::info!(%address, network, owner, interface, node, why, "address kept for its owner, on no node");
+            }
+            Verdict::Wait(_) => {}
         }
     }
     Ok(())
+}
+
+/// Says on the pod that its address was freed.
+async fn tell(tools: &Tools, entry: &Entry, why: &str) {
+    let Some(Owner::Pod { namespace, name, uid }) = &entry.owner else { return };
+    let mut pod = Pod::new(name, multinet::types::core::PodSpec::default());
+    pod.metadata.namespace = Some(namespace.clone());
+    pod.metadata.uid = Some(uid.clone());
+    let note = format!("{} of {} was freed: {why}", entry.address, entry.interface);
+    tools.events.say(&pod, Severity::Normal, "AddressReclaimed", "Reclaim", &note).await;
 }
 
 /// What judging needs besides pods.

@@ -67,6 +67,7 @@ async fn every_switch_is_honoured_and_only_what_was_judged_is_freed() {
     }
     an_event_frees_at_once(&api, &world).await;
     a_look_finds_what_no_event_tells(&api, &world).await;
+    what_outlives_its_pod_leaves_a_lost_node(&api, &world).await;
     a_record_that_changed_meanwhile_stays(&api, &world).await;
 }
 
@@ -297,6 +298,26 @@ async fn a_look_finds_what_no_event_tells(api: &TestApi, world: &World) {
         .await
         .unwrap();
     eventually("the address is free", async || world.held().await.is_empty().then_some(())).await;
+    controller.stop().await;
+}
+
+/// The ordinal keeps its address, and another node may take it over: no node holds it any more.
+async fn what_outlives_its_pod_leaves_a_lost_node(api: &TestApi, world: &World) {
+    let replicas = json!({"spec": {"replicas": 1}});
+    patch(&world.client, &format!("{STATEFUL_SETS}/web"), replicas).await.unwrap();
+    world.put(&[record(ORDINAL, owner("web-0", "gone"), "gone")]).await;
+    let controller = start(api, &["--reclaim-interval=1s"]).await;
+    eventually("the node is let go", async || {
+        let stored = world.stored().await;
+        let entry = stored.entry(address(ORDINAL)).unwrap();
+        entry.node.is_empty().then_some(())
+    })
+    .await;
+    more_looks(&controller, 2.0).await;
+    let stored = world.stored().await;
+    let entry = stored.entry(address(ORDINAL)).unwrap();
+    assert_eq!((entry.state.is_held(), entry.sandbox_id.as_str()), (true, ""), "{entry:?}");
+    assert_eq!(entry.owner, Some(owner("web-0", "gone")));
     controller.stop().await;
 }
 

@@ -32,7 +32,7 @@ pub use reclaim::{
     Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, outlives_pod,
 };
 pub use release::{
-    Holder, plan_confirm, plan_free_record, plan_keep, plan_node_gone, plan_quarantine,
-    plan_release, plan_return_idle,
+    Holder, plan_confirm, plan_detach_record, plan_free_record, plan_keep, plan_node_gone,
+    plan_quarantine, plan_release, plan_return_idle,
 };
 pub use view::View;

@@ -1,9 +1,9 @@
 //! Which records nobody needs any more: their pod is gone, finished, or will not come back from a lost
 //! node. Pure: what is known of pods and nodes comes from the caller, who frees only by compare-and-swap
-//! on the record that was judged ([`super::plan_free_record`]).
+//! on the record that was judged ([`super::plan_free_record`], [`super::plan_detach_record`]).
 //!
 //! Pods must be read *after* the records: a pod younger than the list of pods would count as gone.
-//! Who reads pods from a cache reads those of [`Verdict::Free`] once more before freeing.
+//! Who reads pods from a cache reads those of [`Verdict::Free`] and [`Verdict::Detach`] once more.
 //!
 //! Differences from upstream, on purpose: the grace period is counted once (a pod's
 //! `deletionTimestamp` includes it), a pod that is terminating *and* pending is reclaimed, and on a node
@@ -88,11 +88,14 @@ pub enum Verdict {
     Keep(&'static str),
     /// It is looked at again at this unix time.
     Wait(u64),
+    /// It stays its owner's, on no node any more, and why: its node will not give it back, and no other
+    /// node may take over what is held there.
+    Detach(&'static str),
     /// Nobody needs it, and why.
     Free(&'static str),
 }
 
-use Verdict::{Free, Keep, Wait};
+use Verdict::{Detach, Free, Keep, Wait};
 
 /// What becomes of a record.
 #[must_use]
@@ -152,18 +155,21 @@ impl Case<'_> {
     }
 
     fn machine(&self, namespace: &str, machine: &str) -> Verdict {
-        if self.outlives() {
-            return Keep("its virtual machine exists");
-        }
-        // The launcher may still run: its pod decides, whatever its name.
-        let launcher = self.world.pods.values().find(|p| {
+        let mut launchers = self.world.pods.values().filter(|p| {
             p.metadata.namespace.as_deref() == Some(namespace)
                 && p.metadata
                     .owner_references
                     .iter()
                     .any(|o| o.kind == "VirtualMachineInstance" && o.name == machine)
         });
-        match launcher {
+        if self.outlives() {
+            return match launchers.any(|pod| pod.spec.node_name == self.entry.node) {
+                true => Keep("its virtual machine runs"),
+                false => self.outliving("its virtual machine exists"),
+            };
+        }
+        // The launcher may still run: its pod decides, whatever its name.
+        match launchers.next() {
             Some(pod) => self.living(pod),
             None => self.gated("its virtual machine is gone"),
         }
@@ -171,7 +177,7 @@ impl Case<'_> {
 
     fn pod(&self, namespace: &str, name: &str, uid: &str) -> Verdict {
         match self.world.pods.get(&(namespace.into(), name.into())) {
-            None if self.outlives() => Keep("its StatefulSet has this ordinal"),
+            None if self.outlives() => self.outliving("its StatefulSet has this ordinal"),
             None => self.gated("its pod is gone"),
             Some(pod) if claim_uid(&pod.metadata) == Some(uid) => self.living(pod),
             Some(pod) => self.successor(pod),
@@ -182,9 +188,17 @@ impl Case<'_> {
     fn successor(&self, pod: &Pod) -> Verdict {
         let started = pod.status.as_ref().is_some_and(|s| !s.pod_ips.is_empty());
         if self.outlives() && !started {
-            return Keep("the next pod of its StatefulSet takes it over");
+            return self.outliving("the next pod of its StatefulSet takes it over");
         }
         self.gated("its pod is gone, and another has its name")
+    }
+
+    /// Its pod is gone, and it waits for the next. A node that is ready gives it back itself.
+    fn outliving(&self, why: &'static str) -> Verdict {
+        if self.entry.node.is_empty() || self.node_is_ready() {
+            return Keep(why);
+        }
+        Detach("its pod is gone, and its node is not ready or gone")
     }
 
     /// The record's own pod exists.
@@ -226,8 +240,12 @@ impl Case<'_> {
         if self.now_ms < stop { Wait(stop) } else { self.gated(why) }
     }
 
-    /// Freed, if the switch for its node allows it.
+    /// Freed, if the switch for its node allows it. What is on no node has outlived its pod before: no node
+    /// can be asked for it any more.
     fn gated(&self, why: &'static str) -> Verdict {
+        if self.entry.node.is_empty() {
+            return Free(why);
+        }
         match (self.node_is_ready(), self.switches) {
             (true, Switches { on_ready_node: false, .. }) => {
                 Keep("zombieOnReadyNode is off, and its node is ready")

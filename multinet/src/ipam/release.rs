@@ -69,15 +69,13 @@ pub fn plan_release(view: &mut View, holder: Holder<'_>, now_ms: u64) -> Vec<IpA
 /// no sandbox and on no node, until the next pod of that name takes them over or reclaim finds that
 /// none will come.
 pub fn plan_keep(view: &mut View, holder: Holder<'_>, now_ms: u64) -> Vec<IpAddr> {
-    change(
-        view,
-        |e| holder.holds(e),
-        |e| {
-            e.since_ms = now_ms;
-            e.sandbox_id.clear();
-            e.node.clear();
-        },
-    )
+    change(view, |e| holder.holds(e), |e| detach(e, now_ms))
+}
+
+fn detach(entry: &mut Entry, now_ms: u64) {
+    entry.since_ms = now_ms;
+    entry.sandbox_id.clear();
+    entry.node.clear();
 }
 
 /// Gives back exactly the record that was inspected (reclaim, `bowline ipam release`): if anything in
@@ -85,6 +83,12 @@ pub fn plan_keep(view: &mut View, holder: Holder<'_>, now_ms: u64) -> Vec<IpAddr
 pub fn plan_free_record(view: &mut View, inspected: &Entry, now_ms: u64) -> bool {
     let same = |e: &Entry| e.state.is_held() && e == inspected;
     !change(view, same, |e| release(e, now_ms)).is_empty()
+}
+
+/// What [`plan_keep`] does, to exactly the record that was inspected: its node does not do it any more.
+pub fn plan_detach_record(view: &mut View, inspected: &Entry, now_ms: u64) -> bool {
+    let same = |e: &Entry| e.state.is_held() && e == inspected;
+    !change(view, same, |e| detach(e, now_ms)).is_empty()
 }
 
 /// Somebody else answers for the address on the wire: it is nobody's until `until_ms`.

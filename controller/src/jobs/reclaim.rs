@@ -72,8 +72,7 @@ impl Reclaim {
         for block in blocks.values() {
             for entry in block.held() {
                 let verdict = judge(entry, facts.with(&pods), &self.switches, now_ms);
-                let changes = matches!(verdict, Verdict::Free(_) | Verdict::Detach(_));
-                if changes && self.is_fenced(&facts.nodes, &entry.node) {
+                if changes(verdict) && self.is_fenced(&facts.nodes, &entry.node) {
                     suspects.push((block.spec.network.clone(), entry.clone()));
                 }
             }
@@ -135,7 +134,9 @@ impl Job for Reclaim {
         let mut judged: BTreeMap<String, Vec<(Entry, Verdict)>> = BTreeMap::new();
         for (network, entry) in suspects {
             let verdict = self.confirm(tools, &facts, &entry, now_ms).await?;
-            judged.entry(network).or_default().push((entry, verdict));
+            if changes(verdict) {
+                judged.entry(network).or_default().push((entry, verdict));
+            }
         }
         for (network, entries) in judged {
             carry_out(tools, &network, &entries, now_ms).await?;
@@ -200,13 +201,18 @@ async fn carry_out(
                 tracing::info!(%address, network, owner, interface, why, "address freed");
                 tell(tools, entry, why).await;
             }
-            Verdict::Detach(why) | Verdict::Keep(why) => {
+            Verdict::Detach(why) => {
                 tracing::info!(%address, network, owner, interface, node, why, "address kept for its owner, on no node");
             }
-            Verdict::Wait(_) => {}
+            Verdict::Keep(_) | Verdict::Wait(_) => {}
         }
     }
     Ok(())
+}
+
+/// Whether the record does not stay as it is.
+fn changes(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Free(_) | Verdict::Detach(_))
 }
 
 /// Says on the pod that its address was freed.

@@ -131,6 +131,10 @@ pub struct Attachment {
     /// Its addresses may outlive it: a StatefulSet's pod, a virtual machine.
     #[serde(default)]
     pub sticky: bool,
+    /// A virtual machine migrates to it: until the node that it comes from has given its addresses up,
+    /// the realm is told none, or what is sent to the machine would go astray.
+    #[serde(default)]
+    pub arriving: bool,
     /// Ports of the node that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<HostPort>,
@@ -178,12 +182,16 @@ impl Protocol {
 impl Attachment {
     /// Its interfaces as the realm sees them.
     pub fn realm(&self) -> Vec<realm::Attachment> {
+        let here = |interface: &AttachedInterface| match self.arriving {
+            true => Vec::new(),
+            false => interface.plan.addresses.iter().map(ipnet::IpNet::addr).collect(),
+        };
         let of = |interface: &AttachedInterface| realm::Attachment {
             id: self.key.interface_id(&interface.plan.name),
             network: interface.network.clone(),
             name: interface.plan.name.clone(),
             mac: Mac(interface.plan.mac),
-            addresses: interface.plan.addresses.iter().map(ipnet::IpNet::addr).collect(),
+            addresses: here(interface),
             port: interface.port.clone(),
             // The Network's: it follows when the Network's changes.
             mtu: 0,

@@ -70,7 +70,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     if core.catalog.prepare(&core.networks_in_use(), CATALOG_WITHIN).await.is_err() {
         tracing::warn!("the API server does not tell the blocks of Networks in use; going on");
     }
-    let metrics = Metrics::new();
+    let metrics = Metrics::new(&core.catalog.store().writes());
     let dataplane = Dataplane::start(config.dataplane.clone(), core.clone());
     let firewall = config.kubernetes.then(|| Arc::new(Firewall::default()));
     let server = CniServer::new(

@@ -35,6 +35,22 @@ pub struct StepLabels {
     pub step: &'static str,
 }
 
+/// Labels of what is counted by Network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NetworkLabels {
+    /// Its name; empty: the LAN.
+    pub network: String,
+}
+
+/// Writes of AddressBlocks to the API server. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct BlockWrites {
+    /// Those that were taken.
+    pub done: Counter,
+    /// Those that somebody else was faster than.
+    pub conflicts: Counter,
+}
+
 /// What is measured.
 #[derive(Debug)]
 pub struct Metrics {
@@ -55,11 +71,13 @@ pub struct Metrics {
     pub pending_removals: Gauge,
     /// Addresses that somebody else on the link had.
     pub address_conflicts: Counter,
+    /// Addresses newly claimed for pods.
+    pub claimed_addresses: Family<NetworkLabels, Counter>,
 }
 
 impl Metrics {
-    /// Metrics at zero.
-    pub fn new() -> Arc<Self> {
+    /// Metrics at zero, and those writes.
+    pub fn new(writes: &BlockWrites) -> Arc<Self> {
         let mut metrics = Self {
             registry: Registry::with_prefix("bowline_agent"),
             calls: Family::default(),
@@ -74,6 +92,7 @@ impl Metrics {
             dataplane_up: Gauge::default(),
             pending_removals: Gauge::default(),
             address_conflicts: Counter::default(),
+            claimed_addresses: Family::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("cni_calls", "CNI calls answered", metrics.calls.clone());
@@ -110,7 +129,24 @@ impl Metrics {
             "Addresses that somebody else on the link had",
             metrics.address_conflicts.clone(),
         );
+        registry.register(
+            "claimed_addresses",
+            "Addresses newly claimed for pods",
+            metrics.claimed_addresses.clone(),
+        );
+        registry.register("block_writes", "AddressBlocks written", writes.done.clone());
+        registry.register(
+            "block_write_conflicts",
+            "Writes of AddressBlocks that lost a race",
+            writes.conflicts.clone(),
+        );
         Arc::new(metrics)
+    }
+
+    /// Notes addresses that were claimed anew.
+    pub fn claimed(&self, network: &str, count: usize) {
+        let labels = NetworkLabels { network: network.to_owned() };
+        self.claimed_addresses.get_or_create(&labels).inc_by(count as u64);
     }
 
     /// The exposition text.

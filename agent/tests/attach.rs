@@ -591,5 +591,7 @@ fn metrics_count_calls() {
     });
     let line = r#"bowline_agent_cni_calls_total{command="ADD",outcome="ok"} 1"#;
     assert!(text.contains(line), "{text}");
+    let line = r#"bowline_agent_claimed_addresses_total{network="blue"} 2"#;
+    assert!(text.contains(line), "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");
 }

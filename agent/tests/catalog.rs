@@ -339,6 +339,7 @@ fn claim_as(root: &Path, node: usize, count: usize) -> Vec<String> {
             candidates: vec![Candidate::new(&checked, home, pool)],
             exact: None,
             sticky: false,
+            moves: false,
             cluster_nodes: 4,
         };
         let claims = block_on(ipam::claim(catalog.directory(), "blue", &[request], 1)).unwrap();

@@ -14,7 +14,7 @@ use cni::rpc::{Command, Outcome};
 use common::{Netns, Pod, eventually};
 use kube::api::Api;
 use multinet::store::Store;
-use multinet::types::block::EntryState;
+use multinet::types::block::{AddressBlock, EntryState};
 use multinet::types::node::NodeState;
 
 #[test]
@@ -145,6 +145,54 @@ spec: {subnet: 10.9.1.0/24, ips: [10.9.1.2], disable: true}
     assert!(error.msg.contains("has UID"), "{}", error.msg);
 }
 
+/// The webhook only warns: namespaces are labelled later.
+#[test]
+fn a_namespace_that_a_network_does_not_admit_gets_no_interface() {
+    use k8s_openapi::api::core::v1::Namespace;
+    use kube::api::{Patch, PatchParams};
+
+    let cluster = Cluster::start();
+    cluster.apply(
+        "
+apiVersion: bowline.dev/v1alpha1
+kind: Network
+metadata: {name: gated}
+spec: {vni: 98, namespaceSelector: {matchLabels: {tenant: a}}, ipPools: {ipv4: [gated]}}
+---
+apiVersion: bowline.dev/v1alpha1
+kind: Network
+metadata: {name: closed}
+spec: {vni: 97, ipPools: {ipv4: [gated]}}
+---
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderIPPool
+metadata: {name: gated, labels: {bowline.dev/network: gated}}
+spec: {subnet: 10.9.0.0/24, ips: [10.9.0.2-10.9.0.9]}
+",
+    );
+    let node = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    let uid = cluster.pod("guest", &serde_json::json!({}));
+    let netns = Netns::new();
+    let attach = |network: &str| {
+        let pod = Pod::new("guest", &netns, network, "eth1");
+        node.agent.call(&request(&pod, &uid, Command::Add)).outcome
+    };
+    for network in ["gated", "closed"] {
+        let why = eventually("the Network is known and refuses", || match attach(network) {
+            Outcome::Error(error) => error.msg.contains("does not admit").then_some(error.msg),
+            other => panic!("{network}: {other:?}"),
+        });
+        assert!(why.contains("namespace test") && why.contains("namespaceSelector"), "{why}");
+        eventually("the event says the same", || cluster.events().contains(&why).then_some(()));
+        assert!(cluster.held(network).is_empty() && node.dataplane.interface_ids().len() == 1);
+    }
+    let namespaces: Api<Namespace> = Api::all(cluster.store.client().clone());
+    let label = Patch::Merge(serde_json::json!({"metadata": {"labels": {"tenant": "a"}}}));
+    cluster.runtime.block_on(namespaces.patch("test", &PatchParams::default(), &label)).unwrap();
+    let Outcome::Result(result) = attach("gated") else { panic!("{}", node.agent.log()) };
+    assert_eq!(result.ips[0].address, "10.9.0.2/24");
+}
+
 #[test]
 fn a_stateful_sets_pod_finds_its_address_on_another_node() {
     use k8s_openapi::api::apps::v1::StatefulSet;
@@ -198,6 +246,68 @@ fn a_stateful_sets_pod_finds_its_address_on_another_node() {
     cluster.runtime.block_on(sets.patch("db", &PatchParams::default(), &none)).unwrap();
     assert_eq!(two.agent.call(&request(&later, &second, Command::Del)).outcome, Outcome::Done);
     assert_eq!(cluster.held("default").into_iter().filter(|h| h.0 == second).count(), 0);
+}
+
+/// While a machine migrates both its pods have its address, and its packets go to the source; when the source
+/// is taken down they go to the target. Nothing is written of what the other node holds.
+#[test]
+fn a_migrating_machine_is_at_its_source_until_that_lets_go() {
+    let cluster = Cluster::start();
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/e2e/manifests/third-party-crds.yaml");
+    cluster.apply(&std::fs::read_to_string(path).unwrap());
+    let source = Node::start(&cluster, "n1", [192, 0, 2, 1]);
+    let target = Node::start(&cluster, "n2", [192, 0, 2, 2]);
+    let instance = eventually("machines are served", || {
+        let vmi = serde_json::json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "vm", "namespace": "test"}, "spec": {}});
+        cluster.try_made(vmi).ok()
+    });
+    let launcher = |name: &str, annotations: serde_json::Value| {
+        let owner = serde_json::json!([{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "name": "vm", "uid": instance, "controller": true}]);
+        cluster.create_pod(&serde_json::json!({"name": name, "namespace": "test",
+            "ownerReferences": owner, "annotations": annotations}))
+    };
+    let netns = [Netns::new(), Netns::new()];
+    let call = |node: &Node, name: &str, uid: &str, netns: &Netns, command: Command| {
+        let outcome = node.agent.call(&request(&Pod::new(name, netns, "", "eth0"), uid, command));
+        match outcome.outcome {
+            Outcome::Result(result) => result.ips.into_iter().map(|ip| ip.address).collect(),
+            Outcome::Done => Vec::new(),
+            Outcome::Error(error) => panic!("{error:?}: {}", node.agent.log()),
+        }
+    };
+    let told = |node: &Node, name: &str| {
+        let id = format!("{}/eth0", Pod::new(name, &netns[0], "", "eth0").container_id);
+        let told = node.dataplane.told.lock().unwrap();
+        told.interfaces.get(&id).map(|interface| interface.addresses.len())
+    };
+    let nodes = || {
+        let blocks = cluster.blocks("default");
+        let held = blocks.iter().flat_map(AddressBlock::held);
+        let own = held.filter(|e| e.owner.as_ref().is_some_and(|o| o.to_string().contains("vm")));
+        own.map(|e| e.node.clone()).collect::<Vec<_>>()
+    };
+    let first = launcher("virt-launcher-vm-a", serde_json::json!({}));
+    let had: Vec<String> = call(&source, "virt-launcher-vm-a", &first, &netns[0], Command::Add);
+    assert_eq!((had.len(), nodes()), (2, vec!["n1".to_owned(); 2]));
+
+    let moves = serde_json::json!({"kubevirt.io/migrationJobName": "job"});
+    let second = launcher("virt-launcher-vm-b", moves);
+    let given = call(&target, "virt-launcher-vm-b", &second, &netns[1], Command::Add);
+    assert_eq!(given, had);
+    assert_eq!(nodes(), vec!["n1".to_owned(); 2], "the source's records were touched");
+    assert_eq!(told(&target, "virt-launcher-vm-b"), Some(0), "the machine is not here yet");
+    assert_eq!(told(&source, "virt-launcher-vm-a"), Some(2));
+
+    call(&source, "virt-launcher-vm-a", &first, &netns[0], Command::Del);
+    eventually("the machine is at its target", || {
+        (nodes() == vec!["n2".to_owned(); 2] && told(&target, "virt-launcher-vm-b") == Some(2))
+            .then_some(())
+    });
+    call(&target, "virt-launcher-vm-b", &second, &netns[1], Command::Del);
+    assert_eq!(nodes(), vec![String::new(); 2], "the machine lives, and is nowhere");
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn request(n: usize) -> Request {
         candidates: vec![pool],
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: 1,
     }
 }

@@ -155,6 +155,7 @@ fn running_pods_keep_their_addresses() {
         candidates: vec![Candidate::new(&checked, home, p)],
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: 1,
     };
     let claim = plan_claim(&mut view, &request, 0, 8).unwrap();

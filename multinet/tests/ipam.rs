@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use common::{checked, pod, request};
 use multinet::ipam::{
     Claim, Holder, Rejections, Request, View, plan_claim, plan_confirm, plan_free_record,
-    plan_quarantine, plan_release, plan_return_idle,
+    plan_keep, plan_quarantine, plan_release, plan_return_idle,
 };
 use multinet::rules::Checked;
 use multinet::types::block::{AddressBlock, EntryState};
@@ -123,6 +123,34 @@ fn a_stateful_pod_takes_its_predecessors_address_over() {
     let owner = pod("web-0");
     let late = Holder { owner: Some(&owner), sandbox_id: "s1", interface: None };
     assert!(plan_release(&mut view, late, 6).is_empty());
+}
+
+/// The machine runs at its source until its migration is complete.
+#[test]
+fn a_migrations_target_waits_for_its_sources_address() {
+    let checked = pool("10.0.0.10-10.0.0.20");
+    let mut view = view();
+    let source = Request { sticky: true, ..request(&checked, "vm", &["p"]) };
+    let claim = get(&mut view, &source, 0).unwrap();
+    let other = "n2".to_owned();
+    let target = Request { sandbox_id: "s2".into(), node: other, moves: true, ..source.clone() };
+    let entry = |view: &View| view.block_of(claim.address).unwrap().entry(claim.address).cloned();
+    let before = entry(&view);
+    let lent = Claim { fresh: false, elsewhere: true, ..claim.clone() };
+    assert_eq!(get(&mut view, &target, 1).unwrap(), lent);
+    assert_eq!(entry(&view), before, "the source's record was touched");
+    // The migration failed, and nothing is the target's to give back.
+    let of = |sandbox_id| Holder { owner: None, sandbox_id, interface: None };
+    assert!(plan_release(&mut view, of("s2"), 2).is_empty());
+    assert_eq!(entry(&view), before);
+    // The source lets go.
+    assert_eq!(plan_keep(&mut view, of("s1"), 3), [claim.address]);
+    let own = Claim { fresh: false, ..claim.clone() };
+    assert_eq!(get(&mut view, &target, 4).unwrap(), own);
+    let now = entry(&view).unwrap();
+    assert_eq!((now.node.as_str(), now.sandbox_id.as_str()), ("n2", "s2"));
+    // Who does not migrate waits for nobody.
+    assert_eq!(get(&mut view, &source, 5).unwrap(), own);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use multinet::ipam::{
-    Key, MachineFact, StatefulSetFact, Switches, Verdict, View, World, judge, plan_node_gone,
+    Key, MachineFact, StatefulSetFact, Switches, Verdict, View, World, judge, may_have_moved,
+    plan_node_gone,
 };
 use multinet::pod::{Stickiness, identity, ordinal_of};
 use multinet::types::block::{AddressBlock, Entry, EntryState, Owner};
@@ -274,6 +275,7 @@ fn virtual_machines_keep_theirs_while_they_live() {
         instance_lives,
         restarts,
         machine_lives,
+        runs_on: String::new(),
     };
     for (fact, kept) in [
         (fact(true, false, false), true),
@@ -282,7 +284,7 @@ fn virtual_machines_keep_theirs_while_they_live() {
         (fact(false, false, false), false),
     ] {
         let mut cluster = Cluster::new();
-        cluster.machines.insert(key("vm"), fact);
+        cluster.machines.insert(key("vm"), fact.clone());
         assert_eq!(!frees(cluster.judge(&record, &on)), kept, "{fact:?}");
         let off = Stickiness { machines: false, ..Stickiness::default() };
         assert!(frees(cluster.judge(&record, &Switches { stickiness: off, ..on })));
@@ -296,6 +298,52 @@ fn virtual_machines_keep_theirs_while_they_live() {
     assert_eq!(Some(&identity.owner), record.owner.as_ref());
     assert!(identity.sticky);
     assert!(!frees(Cluster::new().with(launcher).judge(&record, &on)));
+}
+
+fn launcher(name: &str, node: &str) -> Pod {
+    let owner = json!([{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+                        "name": "vm", "uid": "v", "controller": true}]);
+    let mut pod = pod(name, json!({"name": name, "ownerReferences": owner}), running());
+    pod.spec.node_name = node.into();
+    pod
+}
+
+/// While it migrates it is at its source. A source that does not give its addresses up, or that is lost, does
+/// not keep them from the machine.
+#[test]
+fn a_machine_that_has_moved_leaves_the_node_that_it_came_from() {
+    let record = entry("virtualmachineinstance/vm", "down");
+    let on = Switches::default();
+    let runs_on = |node: &str| {
+        let mut cluster = Cluster::new().with(launcher("source", "down"));
+        cluster = cluster.with(launcher("target", "up"));
+        let fact =
+            MachineFact { instance_lives: true, runs_on: node.into(), ..MachineFact::default() };
+        cluster.machines.insert(key("vm"), fact);
+        cluster
+    };
+    assert_eq!(runs_on("down").judge(&record, &on), Verdict::Keep("its virtual machine runs"));
+    assert_eq!(runs_on("").judge(&record, &on), Verdict::Keep("its virtual machine runs"));
+    let moved = Verdict::Detach("its virtual machine has moved to another node");
+    assert_eq!(runs_on("up").judge(&record, &on), moved);
+    // Nothing of it is where it is said to run.
+    assert_eq!(runs_on("third").judge(&record, &on), Verdict::Keep("its virtual machine runs"));
+    // What is on no node, or where the machine is, stays so.
+    for node in ["", "up"] {
+        let record = entry("virtualmachineinstance/vm", node);
+        assert!(matches!(runs_on("up").judge(&record, &on), Verdict::Keep(_)), "{node}");
+    }
+    // Only then is it worth asking where it runs.
+    let pods = runs_on("up").pods;
+    assert!(may_have_moved(&record, &pods));
+    assert!(!may_have_moved(&entry("virtualmachineinstance/vm", ""), &pods));
+    assert!(!may_have_moved(&entry("target", "down"), &pods));
+    let alone = Cluster::new().with(launcher("source", "down"));
+    assert!(!may_have_moved(&record, &alone.pods));
+    // Its instance is gone: the launcher at the record's node decides, not that of another node.
+    let mut finished = runs_on("up");
+    finished.machines.clear();
+    assert_eq!(finished.judge(&record, &on), Verdict::Keep("its pod runs"));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use multinet::types::meta::{LabelSelector, Resource};
 
 use super::objects::Objects;
 use super::turns::{Turns, pause_after};
+use crate::metrics::BlockWrites;
 
 /// A Network of up to so many blocks is in memory whole: where a pool is as small as that, nodes that all
 /// need its last addresses would fetch each other's blocks again and again.
@@ -34,6 +35,7 @@ pub struct CachedStore {
     node: Arc<str>,
     pub(super) objects: Arc<Objects>,
     pub(super) turns: Arc<Turns>,
+    pub(super) writes: BlockWrites,
     /// Networks whose blocks are watched.
     watched: Arc<Mutex<BTreeMap<String, Known>>>,
 }
@@ -73,7 +75,8 @@ impl Doubt {
 
 impl CachedStore {
     pub(super) fn new(api: ApiStore, objects: Arc<Objects>, node: &str) -> Self {
-        Self { api, node: node.into(), objects, turns: Arc::default(), watched: Arc::default() }
+        let (turns, writes, watched) = Default::default();
+        Self { api, node: node.into(), objects, turns, writes, watched }
     }
 
     /// As much of a block as this node needs. A damaged one stays as it is, to be told of.
@@ -180,13 +183,19 @@ impl CachedStore {
         let Some(tried) = as_block(tried) else { return };
         match written.as_ref().map(as_block) {
             Ok(Some(block)) => {
+                self.writes.done.inc();
                 self.objects.set(self.reduce(block.clone()));
                 if let Some(known) = self.watched().get_mut(&block.spec.network) {
                     known.failed = 0;
                 }
             }
             Ok(None) => {}
-            Err(error) => self.doubt(tried, error),
+            Err(error) => {
+                if let StoreError::Conflict { .. } | StoreError::Exists { .. } = error {
+                    self.writes.conflicts.inc();
+                }
+                self.doubt(tried, error);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use super::api::ApiCatalog;
 use super::cached::CachedStore;
 use super::{Catalog, Directory, Snapshot};
+use crate::metrics::BlockWrites;
 
 /// Where the objects come from.
 #[derive(Clone, Debug)]
@@ -127,6 +128,14 @@ impl AnyStore {
         match self {
             AnyStore::Directory(directory) => directory.turns().take(network).await,
             AnyStore::Api(store) => store.turns.take(network).await,
+        }
+    }
+
+    /// What is written to the API server; of files nothing is counted.
+    pub fn writes(&self) -> BlockWrites {
+        match self {
+            AnyStore::Directory(_) => BlockWrites::default(),
+            AnyStore::Api(store) => store.writes.clone(),
         }
     }
 

@@ -192,6 +192,7 @@ impl Add<'_> {
             store: &store,
             queue: &self.server.writes,
             journal: &self.server.core.journal,
+            metrics: &self.server.metrics,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,
@@ -308,6 +309,7 @@ impl Add<'_> {
             interfaces,
             result: None,
             sticky: self.asker.is_sticky(),
+            arriving: given.iter().any(|g| g.elsewhere),
             host_ports: self.host_ports()?,
         })
     }

@@ -20,6 +20,7 @@ use super::queue::{Held, WriteQueue};
 use super::server::io_failure;
 use crate::catalog::{AnyStore, Snapshot};
 use crate::journal::Journal;
+use crate::metrics::Metrics;
 
 /// An intent of this node without an attachment is a crash's remnant after this time, in which an
 /// ADD at work has come to its journal.
@@ -31,6 +32,7 @@ pub(super) struct Claimer<'a> {
     pub(super) store: &'a AnyStore,
     pub(super) queue: &'a WriteQueue,
     pub(super) journal: &'a Journal,
+    pub(super) metrics: &'a Metrics,
     pub(super) snapshot: &'a Snapshot,
     pub(super) checked: &'a Checked,
     pub(super) node: &'a str,
@@ -55,6 +57,8 @@ pub(super) struct Given {
     pub(super) pool: Pool,
     /// To be given back if the ADD fails.
     pub(super) fresh: bool,
+    /// The node that a virtual machine comes from holds it still.
+    pub(super) elsewhere: bool,
     /// The interface gets no default route.
     pub(super) clean_gateway: bool,
 }
@@ -107,6 +111,7 @@ impl Claimer<'_> {
             }
             _ => CniError::new(code::TRY_AGAIN_LATER, error.to_string()),
         })?;
+        self.metrics.claimed(network, claims.iter().filter(|claim| claim.fresh).count());
         let given =
             requests.iter().zip(claims).zip(clean).map(|((request, claim), clean_gateway)| {
                 let Some((_, pool)) = self.checked.pools.get(&claim.pool) else {
@@ -120,6 +125,7 @@ impl Claimer<'_> {
                     address,
                     pool: pool.clone(),
                     fresh: claim.fresh,
+                    elsewhere: claim.elsewhere,
                     clean_gateway,
                 })
             });
@@ -175,6 +181,7 @@ impl Claimer<'_> {
             candidates,
             exact,
             sticky: self.asker.is_sticky(),
+            moves: self.asker.moves(),
             cluster_nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
         }
     }

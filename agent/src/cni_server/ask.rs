@@ -125,6 +125,11 @@ impl Asker {
         self.identity().sticky
     }
 
+    /// Whether a virtual machine migrates to the pod.
+    pub(super) fn moves(&self) -> bool {
+        self.identity().moves
+    }
+
     fn identity(&self) -> Identity {
         let mut pod = Pod::new("", PodSpec::default());
         pod.metadata = self.pod.clone();

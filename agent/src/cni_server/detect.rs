@@ -19,8 +19,6 @@ use crate::pod::{self, Finding, Netns, Question};
 const QUARANTINE: Duration = Duration::from_secs(600);
 /// So many addresses in a row that others use are a mistake in the pool, not an accident.
 const TRIES: usize = 8;
-/// The target of a virtual machine's migration has its source's addresses while both run.
-const MIGRATION: &str = "kubevirt.io/migrationJobName";
 
 /// An address that somebody else uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,15 +43,18 @@ impl From<CniError> for Failed {
     }
 }
 
-/// What the pools want to know about addresses of one interface.
+/// What the pools want to know about addresses of one interface. The target of a virtual machine's
+/// migration is asked nothing: its source, which was, has the addresses while both run.
 pub(super) fn questions<'a>(
     asker: &Asker,
     given: impl Iterator<Item = &'a Given>,
 ) -> Vec<Question> {
-    let moves = asker.pod.annotations.contains_key(MIGRATION);
+    if asker.moves() {
+        return Vec::new();
+    }
     let question = |given: &Given| Question {
         address: given.address.addr(),
-        conflict: given.pool.detection.conflict && !moves,
+        conflict: given.pool.detection.conflict,
         gateway: given.pool.gateway.filter(|_| given.pool.detection.gateway),
     };
     given.map(question).filter(|q| q.conflict || q.gateway.is_some()).collect()

@@ -143,6 +143,7 @@ impl Add<'_> {
             store: &store,
             queue: &self.server.writes,
             journal: &self.server.core.journal,
+            metrics: &self.server.metrics,
             other_allocator: &other_allocator,
             snapshot: &self.snapshot,
             checked: &self.checked,
@@ -173,7 +174,9 @@ impl Add<'_> {
             .await?
             .map_err(|e| pod_failure(&e))?;
         let result = result_of(&self.asker, &key.ifname, given, &elsewhere)?;
-        let addresses: Vec<IpAddr> = given.iter().map(|g| g.address.addr()).collect();
+        // What a migrating machine's source holds is in use already.
+        let own = given.iter().filter(|g| !g.elsewhere);
+        let addresses: Vec<IpAddr> = own.map(|g| g.address.addr()).collect();
         let store = server.core.catalog.store();
         let confirmed = confirm(&store, key, &addresses).await;
         if confirmed.map_err(|e| CniError::new(code::TRY_AGAIN_LATER, e.to_string()))? {

@@ -5,6 +5,7 @@
 //! | `ask` | which interfaces a call is about; pure |
 //! | [`routes`] | which routes an interface brings; pure |
 //! | `add`, `remove`, `check` | the calls |
+//! | `arrive` | virtual machines that migrate to this node |
 //! | `refresh` | routes of running pods, when pools change |
 //! | [`queue`] | claims that share their writes |
 //! | `detect` | addresses that others use, gateways that are away |
@@ -28,6 +29,7 @@
 
 mod add;
 mod addresses;
+mod arrive;
 mod ask;
 mod automatic;
 mod check;

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use super::addresses::{self, ToConfirm};
 use super::ask::Asked;
 use super::queue::WriteQueue;
-use super::{add, check, coordinator, ifacer, lan, refresh, remove, tombstone};
+use super::{add, arrive, check, coordinator, ifacer, lan, refresh, remove, tombstone};
 use crate::catalog::Snapshot;
 use crate::core::Core;
 use crate::dataplane::Dataplane;
@@ -100,6 +100,7 @@ impl CniServer {
         tokio::spawn(remove::keep_trying(self.clone()));
         tokio::spawn(self.clone().keep_confirming());
         tokio::spawn(refresh::keep(self.clone()));
+        tokio::spawn(arrive::keep(self.clone()));
         tokio::spawn(coordinator::follow::keep(self.clone()));
         tracing::info!(socket = %self.settings.socket.display(), "serving the CNI plugin");
         loop {

@@ -156,6 +156,7 @@ fn request(core: &Core, family: Family, candidates: Vec<Candidate>) -> Request {
         candidates,
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: u32::try_from(nodes).unwrap_or(u32::MAX),
     }
 }
@@ -218,6 +219,7 @@ fn plan(
         interfaces: vec![interface],
         result: None,
         sticky: false,
+        arriving: false,
         host_ports: Vec::new(),
     })
 }

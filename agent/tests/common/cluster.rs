@@ -92,15 +92,26 @@ impl Cluster {
     }
 
     pub(crate) async fn create(&self, object: DynamicObject) -> DynamicObject {
+        self.try_create(object).await.unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    async fn try_create(&self, object: DynamicObject) -> Result<DynamicObject, kube::Error> {
         let client = self.store.client().clone();
         let types = object.types.clone().unwrap();
         let kind = GroupVersionKind::try_from(&types).unwrap();
-        let (resource, _) = kube::discovery::pinned_kind(&client, &kind).await.unwrap();
+        let (resource, _) = kube::discovery::pinned_kind(&client, &kind).await?;
         let api: Api<DynamicObject> = match object.metadata.namespace.clone() {
             Some(namespace) => Api::namespaced_with(client, &namespace, &resource),
             None => Api::all_with(client, &resource),
         };
-        api.create(&PostParams::default(), &object).await.unwrap_or_else(|e| panic!("{e}"))
+        api.create(&PostParams::default(), &object).await
+    }
+
+    /// The same of what may be refused for now.
+    pub(crate) fn try_made(&self, object: serde_json::Value) -> Result<String, kube::Error> {
+        let object = serde_json::from_value(object).unwrap();
+        let made = self.runtime.block_on(self.try_create(object))?;
+        Ok(made.metadata.uid.unwrap())
     }
 
     /// A pod's object; its UID.

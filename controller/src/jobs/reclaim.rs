@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bowline_kube::Severity;
 use k8s_openapi::jiff::Timestamp;
 use multinet::ipam::{
-    self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, modify, plan_detach_record,
-    plan_free_record,
+    self, Key, MachineFact, StatefulSetFact, Switches, Verdict, judge, may_have_moved, modify,
+    plan_detach_record, plan_free_record,
 };
 use multinet::pod::{Stickiness, machine_of};
 use multinet::store::{Store, StoreError};
@@ -72,7 +72,10 @@ impl Reclaim {
         for block in blocks.values() {
             for entry in block.held() {
                 let verdict = judge(entry, facts.with(&pods), &self.switches, now_ms);
-                if changes(verdict) && self.is_fenced(&facts.nodes, &entry.node) {
+                // Where machines run is not known at first.
+                let suspect =
+                    changes(verdict) || facts.machines.is_empty() && may_have_moved(entry, &pods);
+                if suspect && self.is_fenced(&facts.nodes, &entry.node) {
                     suspects.push((block.spec.network.clone(), entry.clone()));
                 }
             }

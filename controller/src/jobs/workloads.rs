@@ -40,6 +40,8 @@ pub(super) async fn machines(client: &Client) -> Result<BTreeMap<Key, MachineFac
         let fact = machines.entry(key(&instance)).or_default();
         fact.instance_lives = lives;
         fact.restarts = !lives && owned;
+        let node = instance.data.pointer("/status/nodeName").and_then(|name| name.as_str());
+        fact.runs_on = node.unwrap_or_default().to_owned();
     }
     Ok(machines)
 }

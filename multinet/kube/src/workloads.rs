@@ -75,6 +75,8 @@ async fn machine_fact(client: &Client, namespace: &str, name: &str) -> Result<Ma
         instance_lives: instance.as_ref().is_some_and(lives),
         restarts: instance.as_ref().is_some_and(|i| !lives(i) && owned(i)),
         machine_lives: machine.as_ref().is_some_and(lives),
+        // Whoever asks is about to give the record up.
+        runs_on: String::new(),
     })
 }
 

@@ -115,6 +115,7 @@ fn request(pod: usize) -> Request {
         }],
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: 1,
     }
 }

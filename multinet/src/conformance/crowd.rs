@@ -152,6 +152,7 @@ impl CrowdPod {
             candidates: vec![candidate(family, &range)],
             exact: None,
             sticky: false,
+            moves: false,
             cluster_nodes: self.crowd.agents,
         })
     }

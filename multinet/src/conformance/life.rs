@@ -112,6 +112,7 @@ impl<S: Store> Life<S> {
             candidates: vec![candidate(family, range)],
             exact: None,
             sticky: false,
+            moves: false,
             cluster_nodes: 4,
         })
     }

@@ -222,6 +222,7 @@ fn request(thread: usize, pod: usize, round: usize) -> Request {
         candidates: vec![candidate],
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: 8,
     }
 }

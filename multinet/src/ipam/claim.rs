@@ -95,6 +95,9 @@ pub struct Request {
     /// StatefulSet pods and virtual machines: a claim of the same namespace and name is theirs,
     /// whatever the UID.
     pub sticky: bool,
+    /// The target of a virtual machine's migration: the machine runs at its source, and what is held
+    /// there stays there until the source gives it up.
+    pub moves: bool,
     /// How many nodes the cluster has.
     pub cluster_nodes: u32,
 }
@@ -181,6 +184,8 @@ pub struct Claim {
     pub pool: String,
     /// Whether the holder did not have it before this call: to be undone if the call fails.
     pub fresh: bool,
+    /// Another node holds it still, see [`Request::moves`]: to be claimed again until that is over.
+    pub elsewhere: bool,
 }
 
 /// Why a pool did not serve.
@@ -248,7 +253,8 @@ pub fn plan_claim(
                     block.spec.node = node;
                 }
                 let address = choice.address;
-                return Ok(Claim { address, pool: candidate.pool.clone(), fresh: true });
+                let pool = candidate.pool.clone();
+                return Ok(Claim { address, pool, fresh: true, elsewhere: false });
             }
             Err(why) => refused.pools.push(Rejection { pool: candidate.pool.clone(), why }),
         }
@@ -275,6 +281,10 @@ fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
         .owned(&request.owner, &request.interface)
         .find(|e| e.state.is_held() && request.owns(e))
         .cloned()?;
+    let (address, pool) = (entry.address, entry.pool.clone());
+    if request.moves && !entry.node.is_empty() && entry.node != request.node {
+        return Some(Claim { address, pool, fresh: false, elsewhere: true });
+    }
     // A pod that outlives its sandbox stays in its pool as long as that is one of its pools.
     let left_pool = request.sticky
         && entry.sandbox_id != request.sandbox_id
@@ -284,14 +294,13 @@ fn existing(view: &mut View, request: &Request, now_ms: u64) -> Option<Claim> {
         block.put(Entry { state: EntryState::Released, since_ms: now_ms, ..entry });
         return None;
     }
-    let claim = Claim { address: entry.address, pool: entry.pool.clone(), fresh: false };
     let same = entry.owner.as_ref() == Some(&request.owner)
         && entry.sandbox_id == request.sandbox_id
         && entry.node == request.node;
     if !same {
-        view.change(entry.address).put(request.entry(claim.address, &claim.pool, now_ms));
+        view.change(address).put(request.entry(address, &pool, now_ms));
     }
-    Some(claim)
+    Some(Claim { address, pool, fresh: false, elsewhere: false })
 }
 
 /// The address that the key had last, if nobody else wants it: a pod whose sandbox is made anew keeps

@@ -29,7 +29,8 @@ pub use claim::{Candidate, Claim, Rejection, Rejections, Request, plan_claim};
 pub use driver::{ClaimError, MAX_ATTEMPTS, claim, claim_groups, load, modify};
 pub use import::{Import, Living, Pods, Taken, is_imported, plan_import, plan_take};
 pub use reclaim::{
-    Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, outlives_pod,
+    Key, MachineFact, StatefulSetFact, Switches, Verdict, World, judge, may_have_moved,
+    outlives_pod,
 };
 pub use release::{
     Holder, plan_confirm, plan_detach_record, plan_free_record, plan_keep, plan_node_gone,

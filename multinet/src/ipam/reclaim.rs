@@ -58,7 +58,7 @@ pub struct StatefulSetFact {
 }
 
 /// What is known of a virtual machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineFact {
     /// The VirtualMachineInstance exists and is not being deleted.
     pub instance_lives: bool,
@@ -66,6 +66,9 @@ pub struct MachineFact {
     pub restarts: bool,
     /// The VirtualMachine exists and is not being deleted.
     pub machine_lives: bool,
+    /// The node that the VirtualMachineInstance runs on; empty: none yet. It changes when a migration is
+    /// complete.
+    pub runs_on: String,
 }
 
 /// What is known of the cluster.
@@ -135,6 +138,27 @@ pub fn outlives_pod(owner: &Owner, world: World<'_>, stickiness: Stickiness) -> 
     fact.is_some_and(|s| (s.start..s.start.saturating_add(s.replicas)).contains(&ordinal))
 }
 
+/// The pods that a virtual machine runs in: one, two while it migrates, none while it restarts.
+fn launchers<'a>(
+    pods: &'a BTreeMap<Key, Pod>,
+    namespace: &str,
+    machine: &str,
+) -> impl Iterator<Item = &'a Pod> {
+    pods.values().filter(move |pod| {
+        let mut owners = pod.metadata.owner_references.iter();
+        pod.metadata.namespace.as_deref() == Some(namespace)
+            && owners.any(|o| o.kind == "VirtualMachineInstance" && o.name == machine)
+    })
+}
+
+/// Whether a virtual machine's record may be on the wrong node: what is known of the machine decides.
+#[must_use]
+pub fn may_have_moved(entry: &Entry, pods: &BTreeMap<Key, Pod>) -> bool {
+    let Some(Owner::Pod { namespace, name, .. }) = &entry.owner else { return false };
+    let Some(machine) = machine_of(name).filter(|_| !entry.node.is_empty()) else { return false };
+    launchers(pods, namespace, machine).any(|pod| pod.spec.node_name != entry.node)
+}
+
 /// RFC 3339 as unix time.
 fn unix_ms(text: &str) -> Option<u64> {
     let time: jiff::Timestamp = text.parse().ok()?;
@@ -155,23 +179,24 @@ impl Case<'_> {
     }
 
     fn machine(&self, namespace: &str, machine: &str) -> Verdict {
-        let mut launchers = self.world.pods.values().filter(|p| {
-            p.metadata.namespace.as_deref() == Some(namespace)
-                && p.metadata
-                    .owner_references
-                    .iter()
-                    .any(|o| o.kind == "VirtualMachineInstance" && o.name == machine)
-        });
-        if self.outlives() {
-            return match launchers.any(|pod| pod.spec.node_name == self.entry.node) {
-                true => Keep("its virtual machine runs"),
-                false => self.outliving("its virtual machine exists"),
+        let launchers: Vec<&Pod> = launchers(self.world.pods, namespace, machine).collect();
+        let on = |node: &str| launchers.iter().find(|pod| pod.spec.node_name == node);
+        let here = on(&self.entry.node);
+        if !self.outlives() {
+            // The launcher may still run: its pod decides, whatever its name.
+            return match here.or(launchers.first()) {
+                Some(pod) => self.living(pod),
+                None => self.gated("its virtual machine is gone"),
             };
         }
-        // The launcher may still run: its pod decides, whatever its name.
-        match launchers.next() {
-            Some(pod) => self.living(pod),
-            None => self.gated("its virtual machine is gone"),
+        let fact = self.world.machines.get(&(namespace.into(), machine.into()));
+        let runs_on = fact.map_or("", |fact| fact.runs_on.as_str());
+        if !self.entry.node.is_empty() && runs_on != self.entry.node && on(runs_on).is_some() {
+            return Detach("its virtual machine has moved to another node");
+        }
+        match here {
+            Some(_) => Keep("its virtual machine runs"),
+            None => self.outliving("its virtual machine exists"),
         }
     }
 

@@ -9,6 +9,9 @@ use crate::types::meta::OwnerReference;
 /// Before the name of a virtual machine, where a pod's name would stand; no pod's name holds a `/`.
 const MACHINE: &str = "virtualmachineinstance/";
 
+/// On the target of a virtual machine's migration, which has its source's addresses while both run.
+const MIGRATION: &str = "kubevirt.io/migrationJobName";
+
 /// Whether addresses of what outlives its pods are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stickiness {
@@ -31,6 +34,8 @@ pub struct Identity {
     pub owner: Owner,
     /// Whether a record of the same name is taken over, whatever its UID.
     pub sticky: bool,
+    /// Whether a virtual machine migrates to this pod.
+    pub moves: bool,
 }
 
 /// Who a pod claims for.
@@ -46,7 +51,8 @@ pub fn identity(pod: &Pod, stickiness: Stickiness) -> Identity {
         name,
         uid: claim_uid(meta).unwrap_or_default().into(),
     };
-    Identity { owner, sticky: sticky || machine.is_some() }
+    let moves = machine.is_some() && meta.annotations.contains_key(MIGRATION);
+    Identity { owner, sticky: sticky || machine.is_some(), moves }
 }
 
 fn is_stateful_set(owner: &OwnerReference) -> bool {

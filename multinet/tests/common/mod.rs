@@ -84,6 +84,7 @@ pub(crate) fn request(checked: &Checked, name: &str, pools: &[&str]) -> Request 
         candidates,
         exact: None,
         sticky: false,
+        moves: false,
         cluster_nodes: 2,
     }
 }

@@ -188,6 +188,7 @@ impl Fleet {
             candidates: vec![self.candidate.clone()],
             exact: None,
             sticky: false,
+            moves: false,
             cluster_nodes: u32::try_from(self.agents.len()).unwrap_or(u32::MAX),
         }
     }

@@ -6,6 +6,7 @@ mod chart;
 mod deaths;
 mod documents;
 mod lifecycle;
+mod migration;
 mod networks;
 mod power;
 mod reclaim;
@@ -60,6 +61,7 @@ const INSIDE: &[&[&[Case]]] = &[
             ("macvlan_takes_bowlines_addresses", networks::macvlan),
             ("clone_sets_have_pools", third_party::clone_sets_have_pools),
             ("machines_keep_their_addresses", third_party::machines_keep_their_addresses),
+            ("machines_migrate", migration::machines_migrate),
         ],
     ],
     // From here on each case changes the nodes: their CNI, their processes, their power.

@@ -9,20 +9,62 @@ use bowline_e2e::{Cluster, eventually, text};
 
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// One pod, on node 2 as long as that is there.
+const KEEPER: &str = "
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: keeper}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: keeper}}
+  template:
+    metadata: {labels: {app: keeper}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: c, image: localhost/busybox:1, command: [sleep, infinity]}]
+      affinity:
+        nodeAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+            - weight: 100
+              preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [n2]}]}
+";
+
 /// After power cut and reboot the node's pods run again, no two of them share an address, and every
-/// address that is held has its pod.
+/// address that is held has its pod. A StatefulSet's pod need not wait for the reboot.
 pub(crate) fn cut_and_reboot(cluster: &Cluster) -> anyhow::Result<()> {
-    start_again(cluster, &["2"])
+    cluster.apply(KEEPER)?;
+    let place = || cluster.kubectl("get pod keeper-0 -o jsonpath={.spec.nodeName}_{.status.podIP}");
+    cluster.kubectl("rollout status statefulset/keeper --timeout=60s")?;
+    let before = place()?;
+    ensure!(before.starts_with("n2_10."), "keeper-0 is at {before}");
+    start_again(cluster, &["2"], || {
+        cluster.kubectl("wait --for=condition=Ready=Unknown node/n2 --timeout=60s")?;
+        // Somebody has to say that it will not come back.
+        cluster.kubectl("delete pod keeper-0 --grace-period=0 --force")?;
+        eventually("its next pod has the address on the other node", PATIENCE, || {
+            let now = place()?;
+            ensure!(now == before.replace("n2_", "n1_"), "keeper-0 was at {before}, is at {now}");
+            Ok(true)
+        })?;
+        cluster.exec("keeper-0", "ping -c 1 -W 2 10.244.0.1").map(drop)
+    })?;
+    ensure!(place()? == before.replace("n2_", "n1_"), "the reboot has moved keeper-0");
+    cluster.kubectl("delete statefulset/keeper --timeout=60s")?;
+    eventually("no address is held without a pod", PATIENCE, || no_address_leaks(cluster))
 }
 
 /// The same when all processes die and the kernel lives on, with networks and mounts of what is dead: the
 /// NIC is still taken over, and a kubelet that knows nothing starts no data plane without it. The
 /// administrator gives it back, as docs/uplinks.md says.
 pub(crate) fn crash_of_all_but_the_kernel(cluster: &Cluster) -> anyhow::Result<()> {
-    start_again(cluster, &["2", "keep"])
+    start_again(cluster, &["2", "keep"], || Ok(()))
 }
 
-fn start_again(cluster: &Cluster, node: &[&str]) -> anyhow::Result<()> {
+fn start_again(
+    cluster: &Cluster,
+    node: &[&str],
+    meanwhile: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     cluster.apply(&format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -37,6 +79,7 @@ spec:
     cluster.kubectl("rollout status deployment/power --timeout=60s")?;
     let before = sandboxes(cluster)?;
     cluster.run("power-cut.sh", &["2"])?;
+    meanwhile()?;
     cluster.run("node.sh", node)?;
     if node.contains(&"keep") {
         let built = cluster.scripts().join("../../target/release");

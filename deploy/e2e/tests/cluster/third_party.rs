@@ -12,7 +12,7 @@ use crate::workloads::SLEEPER;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn definitions(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) fn definitions(cluster: &Cluster) -> anyhow::Result<()> {
     let path = cluster.scripts().join("manifests/third-party-crds.yaml");
     cluster.apply(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
     cluster.kubectl("wait --for=condition=Established crd --all --timeout=30s").map(drop)

@@ -46,9 +46,35 @@ pub(crate) fn worth_its_node(cluster: &Cluster) -> anyhow::Result<()> {
         as_agent(&["patch", "addressblock", name, "--type=merge", "-p", emptied]),
         "forbidden",
     )?;
-    let mut robbed = block.clone();
-    robbed["spec"]["entries"] = serde_json::json!([]);
-    refused(replace(&robbed), "another node holds it")
+    let changed = |change: fn(&mut Value)| {
+        let mut block = block.clone();
+        change(&mut block["spec"]);
+        replace(&block)
+    };
+    let rob = changed(|spec| spec["entries"] = serde_json::json!([]));
+    refused(rob, "another node holds it")?;
+    let move_here = changed(|spec| {
+        let entries = spec["entries"].as_array_mut().into_iter().flatten();
+        entries.for_each(|entry| entry["node"] = "n1".into());
+    });
+    refused(move_here, "another node holds it")?;
+    ensure!(block["spec"]["node"] == "n2", "no block is bound to n2: {block}");
+    let take = changed(|spec| spec["node"] = "n1".into());
+    refused(take, "may not take a block that is in use").context("bound to n1")?;
+    let unbind = changed(|spec| drop(spec.as_object_mut().map(|spec| spec.remove("node"))));
+    refused(unbind, "may not take a block that is in use").context("bound to nobody")?;
+    let pass_on = changed(|spec| spec["node"] = "n3".into());
+    refused(pass_on, "may not bind a block to another node").context("bound to n3")?;
+    let give_away = changed(|spec| {
+        let entries = spec["entries"].as_array_mut().into_iter().flatten();
+        for entry in entries.filter(|entry| entry["node"] == "n2") {
+            entry["interface"] = "mine".into();
+        }
+    });
+    refused(give_away, "may not claim")?;
+    let pod = cluster.part("agent", 2)?;
+    let label = as_agent(&["-n", SYSTEM, "label", "pod", &pod, "touched=yes"]);
+    refused(label, "a pod that runs elsewhere")
 }
 
 /// Bowline's accounts ask for nothing that they may not have.

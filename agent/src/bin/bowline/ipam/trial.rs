@@ -69,6 +69,7 @@ pub(super) async fn run<S: Store>(
             candidates,
             exact: asked.ips.iter().find(|ip| Family::of(**ip) == family).copied(),
             sticky: identity.sticky,
+            moves: identity.moves,
             cluster_nodes: u32::try_from(nodes.len().max(1)).unwrap_or(u32::MAX),
         };
         match ipam::plan_claim(&mut view, &request, 0, now_ms()) {

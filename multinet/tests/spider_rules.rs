@@ -8,7 +8,7 @@ use common::{catalog, parse};
 use multinet::rules::{
     Checked, Pool, Problem, fill_coordinator, fill_multus_config, fill_pool, fill_reserved,
     fill_subnet, validate_auto_pool_update, validate_coordinator, validate_delete,
-    validate_multus_config, validate_multus_config_update, validate_reserved,
+    validate_multus_config, validate_multus_config_update, validate_pool, validate_reserved,
     validate_reserved_update, validate_subnet, validate_subnet_update,
 };
 use multinet::types::coordinator::SpiderCoordinator;
@@ -172,7 +172,52 @@ fn addresses_of_automatic_pools_are_the_controllers() {
     let found = texts(&validate_auto_pool_update(&old, &more));
     assert!(found[0].contains("follows the application of this automatic pool"), "{found:?}");
     let by_hand: SpiderIPPool = object("{name: p}", "{subnet: 10.0.0.0/16}");
-    assert!(validate_auto_pool_update(&by_hand, &by_hand).is_empty());
+    let grown: SpiderIPPool = object("{name: p}", "{subnet: 10.0.0.0/16, ips: [10.0.0.5]}");
+    assert!(validate_auto_pool_update(&by_hand, &grown).is_empty());
+}
+
+#[test]
+fn the_affinity_of_an_automatic_pool_names_its_application() {
+    let auto = "{name: auto4-a-eth0-1, labels: {ipam.spidernet.io/owner-application-uid: u}}";
+    let named = "matchLabels: {ipam.spidernet.io/app-api-group: apps, \
+                 ipam.spidernet.io/app-api-version: v1, ipam.spidernet.io/app-kind: Deployment, \
+                 ipam.spidernet.io/app-namespace: shop, ipam.spidernet.io/app-name: web";
+    let made = |metadata: &str, affinity: &str| -> SpiderIPPool {
+        object(metadata, &format!("{{subnet: 10.0.0.0/16, podAffinity: {{{affinity}}}}}"))
+    };
+    let other = format!("{named}, app: web}}");
+    let chosen = format!("{named}}}, matchExpressions: [{{key: app, operator: Exists}}]");
+    table(
+        |affinity| validate_pool(&made(auto, affinity)),
+        &[
+            (&format!("{named}}}"), ""),
+            (
+                &other,
+                "spec.podAffinity.matchLabels: \"app\": does not name the application of this \
+                 automatic pool; remove it, allowed are ipam.spidernet.io/app-api-group, ",
+            ),
+            (
+                &chosen,
+                "spec.podAffinity.matchExpressions: \"app\": cannot be set on an automatic pool",
+            ),
+        ],
+    );
+    // Nobody else's pools are bound to it.
+    table(|affinity| validate_pool(&made("{name: p}", affinity)), &[(&other, ""), (&chosen, "")]);
+
+    let old = made(auto, &format!("{named}}}"));
+    let change = |affinity: &str| validate_auto_pool_update(&old, &made(auto, affinity));
+    let sentence = "spec.podAffinity: names the application of this automatic pool and cannot be";
+    table(
+        change,
+        &[
+            (&format!("{named}}}"), ""),
+            (&format!("{named}}}").replace("web", "bank"), sentence),
+            ("matchLabels: {app: web}", sentence),
+        ],
+    );
+    let without: SpiderIPPool = object(auto, "{subnet: 10.0.0.0/16}");
+    assert!(texts(&validate_auto_pool_update(&old, &without))[0].starts_with(sentence));
 }
 
 #[test]

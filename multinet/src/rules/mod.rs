@@ -52,3 +52,11 @@ pub use subnet::{
 
 /// Label of an automatic pool: the UID of its application.
 pub const AUTO_POOL_LABEL: &str = "ipam.spidernet.io/owner-application-uid";
+/// What `spec.podAffinity` of an automatic pool says, and nothing else: which application it is for.
+pub const AUTO_POOL_AFFINITY: [&str; 5] = [
+    "ipam.spidernet.io/app-api-group",
+    "ipam.spidernet.io/app-api-version",
+    "ipam.spidernet.io/app-kind",
+    "ipam.spidernet.io/app-namespace",
+    "ipam.spidernet.io/app-name",
+];

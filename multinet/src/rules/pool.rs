@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Problem;
 use super::selector::check_selector;
+use super::{AUTO_POOL_AFFINITY, Problem, is_auto_pool};
 use crate::range::{AddressSet, Family, RangeError};
 use crate::types::meta::ObjectMeta;
 use crate::types::pool::{IPPoolSpec, ReservedIPSpec, SpiderIPPool, SpiderReservedIP, annotation};
@@ -127,6 +127,9 @@ pub fn validate_pool(object: &SpiderIPPool) -> Vec<Problem> {
 fn check(object: &SpiderIPPool, problems: &mut Vec<Problem>) -> Option<Pool> {
     let spec = &object.spec;
     check_affinities(spec, problems);
+    if is_auto_pool(object) {
+        check_application(spec, problems);
+    }
     let subnet = check_subnet(&spec.subnet, problems)?;
     let family = Family::of_net(&subnet);
     check_version(spec.ip_version, family, problems);
@@ -286,6 +289,25 @@ fn check_affinities(spec: &IPPoolSpec, problems: &mut Vec<Problem>) {
     if spec.pod_affinity.as_ref().is_some_and(crate::types::meta::LabelSelector::is_empty) {
         let message = "is empty; name a label, or leave the affinity out to serve every pod";
         problems.push(Problem::error("spec.podAffinity", "", message));
+    }
+}
+
+/// The affinity of an automatic pool is no choice of pods by their labels: it names an application.
+fn check_application(spec: &IPPoolSpec, problems: &mut Vec<Problem>) {
+    let Some(affinity) = &spec.pod_affinity else { return };
+    if !affinity.match_expressions.is_empty() {
+        let message = "cannot be set on an automatic pool, which serves one application; remove it";
+        let keys: Vec<&str> = affinity.match_expressions.iter().map(|e| e.key.as_str()).collect();
+        let field = "spec.podAffinity.matchExpressions";
+        problems.push(Problem::error(field, keys.join(", "), message));
+    }
+    let allowed = |key: &&String| AUTO_POOL_AFFINITY.contains(&key.as_str());
+    for key in affinity.match_labels.keys().filter(|k| !allowed(k)) {
+        let message = format!(
+            "does not name the application of this automatic pool; remove it, allowed are {}",
+            AUTO_POOL_AFFINITY.join(", ")
+        );
+        problems.push(Problem::error("spec.podAffinity.matchLabels", key, message));
     }
 }
 

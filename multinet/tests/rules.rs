@@ -250,6 +250,25 @@ fn changes_of_pools() {
     );
 }
 
+/// A finalizer holds a pool until its last address is free; until then it stays what it was.
+#[test]
+fn a_pool_on_its_way_out_keeps_its_spec() {
+    let old = object::<SpiderIPPool>("p", "{subnet: 10.0.0.0/24, ips: [10.0.0.1-10.0.0.9]}");
+    let mut more = object::<SpiderIPPool>("p", "{subnet: 10.0.0.0/24, ips: [10.0.0.1-10.0.0.20]}");
+    assert_eq!(validate_pool_update(&old, &more, &[]), []);
+    more.metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".into());
+    assert_eq!(
+        texts(&validate_pool_update(&old, &more, &[])),
+        [
+            "spec: cannot be changed while the object is being deleted; wait until it is gone and make a new one"
+        ]
+    );
+    more.spec = old.spec.clone();
+    more.metadata.labels.insert("team".into(), "a".into());
+    more.metadata.finalizers.clear();
+    assert_eq!(validate_pool_update(&old, &more, &[]), []);
+}
+
 #[test]
 fn blocks_and_nodes() {
     let held = "{address: 10.0.0.65, state: Allocated, node: n1, owner: {kind: Node, name: n1}}";

@@ -108,6 +108,12 @@ fn changes_of_subnets() {
     let found = texts(&validate_subnet_update(&old, &labelled, &pools));
     assert!(found[0].contains("cannot be changed while 1 pools are cut from it"), "{found:?}");
     assert!(validate_subnet_update(&old, &labelled, &[]).is_empty());
+    let leaving = "{name: s, deletionTimestamp: '2026-01-01T00:00:00Z', labels: {team: a}}";
+    assert!(validate_subnet_update(&old, &object(leaving, SUBNET), &pools).is_empty());
+    let more = object(leaving, "{subnet: 10.0.0.0/16, ips: [10.0.1.1-10.0.1.20]}");
+    let found = texts(&validate_subnet_update(&old, &more, &pools));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("spec: cannot be changed while the object is being deleted"));
 }
 
 fn problems_of(text: &str) -> Vec<String> {

@@ -387,6 +387,12 @@ pub fn validate_pool_update(
     new: &SpiderIPPool,
     held: &[(IpAddr, String)],
 ) -> Vec<Problem> {
+    // What is on its way out only loses its finalizers: a change could be lost with it at any time.
+    if new.metadata.is_terminating() && old.spec != new.spec {
+        let message = "cannot be changed while the object is being deleted; \
+                       wait until it is gone and make a new one";
+        return vec![Problem::error("spec", "", message)];
+    }
     let mut problems = validate_pool(new);
     if old.spec.subnet != new.spec.subnet {
         let message = format!("cannot be changed from {}; make a new pool", old.spec.subnet);

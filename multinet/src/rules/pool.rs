@@ -395,13 +395,13 @@ pub fn validate_pool_update(
     }
     let mut problems = validate_pool(new);
     if old.spec.subnet != new.spec.subnet {
-        let message = format!("cannot be changed from {}; make a new pool", old.spec.subnet);
+        let message = format!("cannot be changed from {}; make a new one", old.spec.subnet);
         problems.push(Problem::error("spec.subnet", &new.spec.subnet, message));
     }
     if let (Some(had), Some(now)) = (old.spec.ip_version, new.spec.ip_version)
         && had != now
     {
-        let message = format!("cannot be changed from {had}; make a new pool");
+        let message = format!("cannot be changed from {had}; make a new one");
         problems.push(Problem::error("spec.ipVersion", now, message));
     }
     let network = |p: &SpiderIPPool| p.metadata.labels.get(annotation::NETWORK).cloned();

@@ -34,41 +34,20 @@ fn multus_configurations() {
             ("{cniType: ovs, ovs: {bridge: br0, trunk: [{id: 5}, {minID: 6, maxID: 9}]}}", ""),
             ("{cniType: custom, customCNI: '{\"type\": \"x\"}'}", ""),
             ("{cniType: custom, customCNI: '{\"plugins\": [{\"type\": \"x\"}]}'}", ""),
+            ("{cniType: custom, customCNI: ' '}", ""),
             ("{cniType: custom}", ""),
+            (
+                "{cniType: ipvlan, ipvlan: {master: [a]}, coordinator: {mode: underlay}, \
+                 chainCNIJsonData: ['{\"type\": \"tuning\"}']}",
+                "",
+            ),
             ("{}", ""),
             ("{cniType: other}", "spec.cniType: \"other\": is not one of macvlan"),
-            ("{cniType: macvlan}", "spec.macvlan: is missing; spec.cniType macvlan needs it"),
-            (
-                "{cniType: macvlan, macvlan: {master: [a]}, ipvlan: {master: [a]}}",
-                "spec.ipvlan: belongs to spec.cniType ipvlan",
-            ),
-            (
-                "{cniType: ib-sriov, ibsriov: {resourceName: r}, customCNI: '{\"type\": \"x\"}'}",
-                "spec.customCNI: belongs to spec.cniType custom",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: []}}",
-                "spec.macvlan.master: is missing or empty",
-            ),
-            ("{cniType: macvlan, macvlan: {master: [a, b]}}", "spec.macvlan.bond: is missing"),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: b, mode: 7}}}",
-                "spec.macvlan.bond.mode: \"7\": must be 0 to 6",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: '', mode: 1}}}",
-                "spec.macvlan.bond.name: is missing",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: b, mode: 1, options: x}}}",
-                "spec.macvlan.bond.options: \"x\": is not a list",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a], vlanID: 4095}}",
-                "spec.macvlan.vlanID: \"4095\": must be 0 (untagged) to 4094",
-            ),
-            ("{cniType: ipvlan, ipvlan: {master: [a], mtu: -1}}", "spec.ipvlan.mtu: \"-1\""),
             ("{cniType: vlan, vlan: {master: [a]}}", "spec.vlan.vlanID: is missing"),
+            (
+                "{cniType: vlan, vlan: {master: [a], vlanID: 4095}}",
+                "spec.vlan.vlanID: \"4095\": must",
+            ),
             (
                 "{cniType: vlan, vlan: {master: [a], vlanMode: auto, vlanID: 3}}",
                 "spec.vlan.vlanID: \"3\": cannot be set with spec.vlan.vlanMode auto",
@@ -99,15 +78,23 @@ fn multus_configurations() {
                 "{cniType: ovs, ovs: {bridge: b, vlan: 1, trunk: [{id: 6}]}}",
                 "spec.ovs.trunk: cannot be",
             ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a], ippools: {matchMasterSubnet: true}}}",
-                "spec.macvlan.ippools.matchMasterSubnet: \"true\": belongs to spec.cniType sriov",
-            ),
             ("{cniType: custom, customCNI: '{'}", "spec.customCNI: \"{\": is not JSON"),
+            (
+                "{cniType: custom, customCNI: '{}'}",
+                "spec.customCNI: \"{}\": is no CNI configuration: it has neither type nor plugins",
+            ),
             ("{cniType: custom, customCNI: '[]'}", "spec.customCNI: \"[]\": is not a JSON object"),
             (
                 "{cniType: macvlan, macvlan: {master: [a]}, chainCNIJsonData: ['{}']}",
                 "spec.chainCNIJsonData[0]: \"{}\": is no CNI configuration",
+            ),
+            (
+                "{cniType: macvlan, macvlan: {master: [a]}, chainCNIJsonData: ['{\"plugins\": []}']}",
+                "spec.chainCNIJsonData[0]: \"{\"plugins\": []}\": is no CNI configuration: it has no type",
+            ),
+            (
+                "{cniType: macvlan, macvlan: {master: [a]}, chainCNIJsonData: ['{\"type\": \"t\"}', x]}",
+                "spec.chainCNIJsonData[1]: \"x\": is not JSON",
             ),
             (
                 "{cniType: macvlan, macvlan: {master: [a]}, coordinator: {podMACPrefix: '01:02'}}",
@@ -115,6 +102,110 @@ fn multus_configurations() {
             ),
         ],
     );
+}
+
+/// Each `cniType`, its block, and what the block needs at least.
+const BLOCKS: [(&str, &str, &str); 7] = [
+    ("macvlan", "macvlan", "master: [a]"),
+    ("ipvlan", "ipvlan", "master: [a]"),
+    ("vlan", "vlan", "master: [a], vlanID: 7"),
+    ("sriov", "sriov", "resourceName: v.com/s"),
+    ("ovs", "ovs", "bridge: br0"),
+    ("ib-sriov", "ibsriov", "resourceName: v.com/i"),
+    ("ipoib", "ipoib", "master: ib0"),
+];
+
+fn config(spec: &str) -> SpiderMultusConfig {
+    object("{name: c, namespace: n}", spec)
+}
+
+#[test]
+fn each_type_has_its_block_and_no_other() {
+    let check = |spec: &str| validate_multus_config(&config(spec));
+    for (kind, block, least) in BLOCKS {
+        let own = format!("{{cniType: {kind}, {block}: {{{least}}}");
+        let missing = format!("spec.{block}: is missing; spec.cniType {kind} needs it");
+        table(check, &[(&format!("{own}}}"), ""), (&format!("{{cniType: {kind}}}"), &missing)]);
+        for (other_kind, other, least) in BLOCKS.into_iter().filter(|(k, ..)| *k != kind) {
+            let both = format!("{own}, {other}: {{{least}}}}}");
+            let foreign = format!("spec.{other}: belongs to spec.cniType {other_kind}; remove it");
+            table(check, &[(&both, &foreign)]);
+        }
+        let custom = format!("{own}, customCNI: '{{\"type\": \"x\"}}'}}");
+        table(check, &[(&custom, "spec.customCNI: belongs to spec.cniType custom")]);
+    }
+}
+
+/// A block's fields one by one: those that it needs, with one more; empty: nothing is wrong with it.
+#[test]
+fn each_field_of_a_block_has_its_sentence() {
+    let vlan_id = "must be 0 (untagged) to 4094";
+    let cases = [
+        ("macvlan ipvlan sriov", "vlanID: 0, mtu: 0", "", ""),
+        ("macvlan ipvlan sriov", "vlanID: 4094, mtu: 9000", "", ""),
+        ("macvlan ipvlan sriov", "vlanID: 4095", "vlanID: \"4095\"", vlan_id),
+        ("macvlan ipvlan sriov", "vlanID: -1", "vlanID: \"-1\"", vlan_id),
+        ("ovs", "vlan: 4094", "", ""),
+        ("ovs", "vlan: 4095", "vlan: \"4095\"", vlan_id),
+        ("ovs", "trunk: [{id: 4095}]", "trunk[0].id: \"4095\"", vlan_id),
+        ("ovs", "trunk: [{minID: -1, maxID: 5}]", "trunk[0].minID: \"-1\"", vlan_id),
+        ("ovs", "trunk: [{minID: 1, maxID: 4095}]", "trunk[0].maxID: \"4095\"", vlan_id),
+        ("macvlan ipvlan vlan sriov", "mtu: -1", "mtu: \"-1\"", "must be 0 or more"),
+        ("sriov", "minTxRateMbps: 9, maxTxRateMbps: 0", "", ""),
+        ("sriov", "minTxRateMbps: -1", "minTxRateMbps: \"-1\"", "must be 0 or more"),
+        ("sriov", "maxTxRateMbps: -1", "maxTxRateMbps: \"-1\"", "must be 0 or more"),
+        ("ib-sriov", "linkState: disable, pkey: '0x7fff'", "", ""),
+        ("macvlan ipvlan vlan", "rdmaResourceName: v.com/r", "", ""),
+        ("sriov", "ippools: {matchMasterSubnet: true}", "", ""),
+        (
+            "macvlan ipvlan vlan ovs ib-sriov ipoib",
+            "ippools: {matchMasterSubnet: true}",
+            "ippools.matchMasterSubnet: \"true\"",
+            "belongs to spec.cniType sriov",
+        ),
+        (
+            "macvlan ipvlan vlan ovs ib-sriov ipoib sriov",
+            "ippools: {ipv4: [p], ipv6: [q], matchMasterSubnet: false}",
+            "",
+            "",
+        ),
+    ];
+    for (kinds, field, at, message) in cases {
+        for kind in kinds.split(' ') {
+            let (_, block, least) = BLOCKS.into_iter().find(|(k, ..)| *k == kind).unwrap();
+            let spec = format!("{{cniType: {kind}, {block}: {{{least}, {field}}}}}");
+            let sentence =
+                if at.is_empty() { String::new() } else { format!("spec.{block}.{at}: {message}") };
+            table(|spec| validate_multus_config(&config(spec)), &[(&spec, &sentence)]);
+        }
+    }
+}
+
+#[test]
+fn several_masters_need_a_bond() {
+    for (kind, more) in [("macvlan", ""), ("ipvlan", ""), ("vlan", "vlanID: 7, ")] {
+        for (fields, sentence) in [
+            ("master: [a, b], bond: {name: bond0, mode: 0}", ""),
+            ("master: [a, b], bond: {name: bond0, mode: 6, options: 'a=1; b=2'}", ""),
+            ("master: [a, b]", "bond: is missing; 2 masters need a bond"),
+            ("master: [''], bond: {name: b, mode: 1}", "master: is missing or empty"),
+            ("master: []", "master: is missing or empty"),
+            ("master: [a, b], bond: {name: '', mode: 0}", "bond.name: is missing"),
+            ("master: [a, b], bond: {name: b, mode: 7}", "bond.mode: \"7\": must be 0 to 6"),
+            ("master: [a, b], bond: {name: b, mode: -1}", "bond.mode: \"-1\": must be 0 to 6"),
+            (
+                "master: [a, b], bond: {name: b, mode: 1, options: 'a=1;b='}",
+                "bond.options: \"a=1;b=\": is not a list like miimon=100",
+            ),
+        ] {
+            let spec = format!("{{cniType: {kind}, {kind}: {{{more}{fields}}}}}");
+            let sentence = match sentence {
+                "" => String::new(),
+                sentence => format!("spec.{kind}.{sentence}"),
+            };
+            table(|spec| validate_multus_config(&config(spec)), &[(&spec, &sentence)]);
+        }
+    }
 }
 
 #[test]
@@ -126,6 +217,8 @@ fn annotations_of_multus_configurations() {
     let full =
         "{cniType: macvlan, macvlan: {master: [a], rdmaResourceName: r, ippools: {ipv4: [p]}}}";
     let custom = "{cniType: custom}";
+    let ovs = "{cniType: ovs, ovs: {bridge: b, ippools: {ipv4: [p]}}}";
+    let sriov = "{cniType: sriov, sriov: {resourceName: r, ippools: {ipv6: [p]}}}";
     for (key, value, spec, expected) in [
         ("multus.spidernet.io/cr-name", "other", plain, ""),
         ("multus.spidernet.io/cr-name", "No", plain, "must be 1 to 253 of"),
@@ -138,6 +231,12 @@ fn annotations_of_multus_configurations() {
         (network, "gpu", plain, ""),
         (network, "gpu", resource, "needs pools"),
         (rdma, "gpu", custom, "is not possible with spec.cniType ovs or custom"),
+        (network, "gpu", custom, "is not possible with spec.cniType ovs or custom"),
+        (network, "gpu", ovs, "is not possible with spec.cniType ovs or custom"),
+        (rdma, "gpu", sriov, ""),
+        (rdma, "gpu", "{cniType: sriov, sriov: {resourceName: r}}", "needs pools"),
+        (rdma, "gpu", "{cniType: ib-sriov, ibsriov: {resourceName: r}}", "needs pools"),
+        (rdma, "gpu", "{cniType: ipoib, ipoib: {master: ib0}}", "needs a resource"),
     ] {
         let metadata = format!("{{name: c, annotations: {{{key}: {value}}}}}");
         let found = texts(&validate_multus_config(&object(&metadata, spec)));

@@ -229,9 +229,17 @@ fn retire(pool: &SpiderIPPool, present: Present<'_>) -> Option<Action> {
     if kept || pool.metadata.is_terminating() {
         return None;
     }
-    let (home, checked) = present.checked.pools.get(&pool.metadata.name)?;
+    let (home, addresses) = match present.checked.pools.get(&pool.metadata.name) {
+        Some((home, usable)) => (home, usable.addresses.clone()),
+        // It serves nobody (it lost a race, or somebody edited it): what it says, where its subnet is.
+        None => {
+            let owner = pool.metadata.labels.get(OWNER_SUBNET_LABEL)?;
+            let (home, subnet) = present.checked.subnets.get(owner)?;
+            (home, AddressSet::parse(subnet.family, &pool.spec.ips).ok()?)
+        }
+    };
     // A pool is not walked address by address where it is huge: automatic ones never are.
-    if checked.addresses.iter().any(|a| (present.is_held)(home, a)) {
+    if addresses.iter().any(|a| (present.is_held)(home, a)) {
         return Some(Action::Shrink(pool.metadata.name.clone()));
     }
     Some(Action::Delete(Box::new(pool.clone())))

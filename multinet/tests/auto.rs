@@ -290,6 +290,27 @@ fn a_pool_that_lost_a_race_is_cut_anew() {
     assert_eq!(world.settle(&one, &asked), [pair("auto4-web-eth0-1", "10.6.0.12-10.6.0.13")]);
 }
 
+#[test]
+fn a_pool_that_serves_nobody_goes_with_its_application() {
+    let mut world = World::new();
+    let asked = wanted(&[V4], Some(1));
+    let (one, two) = (app("Deployment", "x-1"), app("StatefulSet", "x-2"));
+    let both = [world.plan(&one, &asked).unwrap(), world.plan(&two, &asked).unwrap()];
+    both.iter().for_each(|actions| world.apply(actions));
+    let gone =
+        |world: &World| world.with(|p| plan_orphans(p, |l| l[label::APP_KIND] != "StatefulSet"));
+    let name = "auto4-web-eth0-2";
+    // Not while somebody holds an address of it.
+    world.held.borrow_mut().insert("10.6.0.12".parse().unwrap());
+    assert_eq!(gone(&world), [Action::Shrink(name.into())]);
+    world.held.borrow_mut().clear();
+    let actions = gone(&world);
+    assert!(
+        matches!(actions.as_slice(), [Action::Delete(p)] if p.metadata.name == name),
+        "{actions:?}"
+    );
+}
+
 /// I00017.
 #[test]
 fn names_are_such_as_kubernetes_takes() {

@@ -14,8 +14,8 @@ use crate::pod::{
 };
 use crate::range::{AddressSet, Family};
 use crate::rules::{
-    AUTO_POOL_LABEL, Checked, Home, OWNER_SUBNET_LABEL, POOL_CIDR_LABEL, Pool, Problem, cidr_label,
-    subnet_reference,
+    AUTO_POOL_AFFINITY, AUTO_POOL_LABEL, Checked, Home, OWNER_SUBNET_LABEL, POOL_CIDR_LABEL, Pool,
+    Problem, cidr_label, subnet_reference,
 };
 use crate::types::mac::stable_hash;
 use crate::types::meta::{LabelSelector, Labels, ObjectMeta};
@@ -120,24 +120,20 @@ impl Application {
     }
 
     /// What `spec.podAffinity` of its pools says.
-    fn affinity(&self) -> Labels {
+    fn affinity(&self) -> LabelSelector {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
-        [
-            ("api-group", group.to_string()),
-            ("api-version", version.to_string()),
-            ("kind", self.kind.clone()),
-            ("namespace", self.namespace.clone()),
-            ("name", label_value(&self.name)),
-        ]
-        .map(|(key, value)| (format!("ipam.spidernet.io/app-{key}"), value))
-        .into()
+        let values = [group, version, &self.kind, &self.namespace, &label_value(&self.name)];
+        let pairs = AUTO_POOL_AFFINITY.into_iter().zip(values);
+        LabelSelector {
+            match_labels: pairs.map(|(key, value)| (key.into(), value.into())).collect(),
+            ..LabelSelector::default()
+        }
     }
 
     /// Whether an automatic pool serves this application's pods.
     #[must_use]
     pub fn is_served_by(&self, pool: &Pool) -> bool {
-        let affinity = pool.spec.pod_affinity.as_ref().map(|a| &a.match_labels);
-        affinity == Some(&self.affinity())
+        pool.spec.pod_affinity.as_ref() == Some(&self.affinity())
     }
 
     /// The name of its pool: `auto4-web-eth0-1a2b3`.
@@ -190,7 +186,8 @@ pub struct Present<'a> {
     pub spare: u32,
 }
 
-/// What to do so that an application has what it wants. Running it again after its actions says nothing.
+/// What to do so that an application has what it wants. Running it again after its actions says nothing,
+/// except where somebody had edited a pool: that is undone first.
 ///
 /// # Errors
 /// What the application must change, or who must make room.
@@ -232,9 +229,17 @@ fn retire(pool: &SpiderIPPool, present: Present<'_>) -> Option<Action> {
     if kept || pool.metadata.is_terminating() {
         return None;
     }
-    let (home, checked) = present.checked.pools.get(&pool.metadata.name)?;
+    let (home, addresses) = match present.checked.pools.get(&pool.metadata.name) {
+        Some((home, usable)) => (home, usable.addresses.clone()),
+        // It serves nobody (it lost a race, or somebody edited it): what it says, where its subnet is.
+        None => {
+            let owner = pool.metadata.labels.get(OWNER_SUBNET_LABEL)?;
+            let (home, subnet) = present.checked.subnets.get(owner)?;
+            (home, AddressSet::parse(subnet.family, &pool.spec.ips).ok()?)
+        }
+    };
     // A pool is not walked address by address where it is huge: automatic ones never are.
-    if checked.addresses.iter().any(|a| (present.is_held)(home, a)) {
+    if addresses.iter().any(|a| (present.is_held)(home, a)) {
         return Some(Action::Shrink(pool.metadata.name.clone()));
     }
     Some(Action::Delete(Box::new(pool.clone())))
@@ -291,7 +296,7 @@ impl Want<'_> {
         self.adjust(pool, home, subnet, present)
     }
 
-    /// The pool that is there, with the right size, owner and reclaim label.
+    /// The pool that is there, with the right affinity; then with the right size, owner and reclaim label.
     fn adjust(
         &self,
         pool: &SpiderIPPool,
@@ -299,6 +304,14 @@ impl Want<'_> {
         subnet: &Pool,
         present: Present<'_>,
     ) -> Result<Vec<Action>, Problem> {
+        // Whoever edited it while no webhook was there. What the pool can serve from is known again
+        // when it is put right: until then its addresses stay.
+        let affinity = Some(self.app.affinity());
+        if pool.spec.pod_affinity != affinity {
+            let mut restored = pool.clone();
+            restored.spec.pod_affinity = affinity;
+            return Ok(vec![Action::Update(Box::new(restored))]);
+        }
         // What the pool cannot serve from (it lost a race) is given up first.
         let usable = present.checked.pools.get(&pool.metadata.name);
         let empty = AddressSet::empty(self.family);
@@ -359,14 +372,13 @@ impl Want<'_> {
             dst: dst.to_string(),
             gw: gw.to_string(),
         };
-        let affinity = LabelSelector { match_labels: self.app.affinity(), ..Default::default() };
         let spec = IPPoolSpec {
             ip_version: Some(self.family.number()),
             subnet: subnet.subnet.to_string(),
             ips: addresses.to_texts().collect(),
             gateway: subnet.gateway.map(|g| g.to_string()),
             routes: Some(subnet.routes.iter().map(route).collect()),
-            pod_affinity: Some(affinity),
+            pod_affinity: Some(self.app.affinity()),
             ..IPPoolSpec::default()
         };
         let mut pool = SpiderIPPool::new(self.app.pool_name(self.family, self.interface), spec);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use common::catalog;
 use multinet::auto::{Action, Application, Present, Wanted, label, plan_auto_pools, plan_orphans};
 use multinet::pod::{Context, select};
-use multinet::rules::{AUTO_POOL_LABEL, Catalog, Checked, Home};
+use multinet::rules::{AUTO_POOL_LABEL, Catalog, Checked, Home, validate_pool_update};
 use multinet::types::meta::{Labels, ObjectMeta};
 use multinet::types::network::PoolLists;
 use multinet::types::pool::SpiderIPPool;
@@ -63,6 +63,9 @@ impl World {
         for action in actions {
             match action {
                 Action::Create(pool) | Action::Update(pool) => {
+                    // What the controller writes is never refused.
+                    let old = self.catalog.pools.get(&pool.metadata.name).unwrap_or(pool);
+                    assert_eq!(validate_pool_update(old, pool, &[]), []);
                     let mut pool = pool.as_ref().clone();
                     self.made += 1;
                     let time = format!("2026-01-01T00:00:{:02}Z", self.made);
@@ -255,6 +258,26 @@ fn kept_pools_serve_the_next_application_of_the_same_kind_and_name() {
     assert_eq!(world.with(|p| plan_orphans(p, lives)), []);
 }
 
+/// Admission refuses such an edit; made while no webhook is there, it must not last.
+#[test]
+fn an_edited_affinity_is_put_right_and_no_address_is_lost() {
+    let (mut world, app) = (World::new(), app("Deployment", "x-1"));
+    let asked = wanted(&[V4], Some(1));
+    let name = "auto4-web-eth0-1";
+    world.settle(&app, &asked);
+    // Its addresses are not the subnet's lowest any more.
+    world.catalog.pools.get_mut("by-hand").unwrap().spec.ips.clear();
+    for edit in [r#"{"matchLabels": {"app": "web"}}"#, "null"] {
+        let pool = world.catalog.pools.get_mut(name).unwrap();
+        pool.spec.pod_affinity = serde_json::from_str(edit).unwrap();
+        assert!(chosen(&world, Some(&app), &[V4]).is_err(), "{edit}");
+        let actions = world.plan(&app, &asked).unwrap();
+        world.apply(&actions);
+        assert_eq!(world.settle(&app, &asked), [pair(name, "10.6.0.12-10.6.0.13")]);
+        assert_eq!(chosen(&world, Some(&app), &[V4]).unwrap(), [name]);
+    }
+}
+
 /// I00009, I00022: two controllers cut the same addresses; the younger pool is cut anew.
 #[test]
 fn a_pool_that_lost_a_race_is_cut_anew() {
@@ -265,6 +288,27 @@ fn a_pool_that_lost_a_race_is_cut_anew() {
     both.iter().for_each(|actions| world.apply(actions));
     assert_eq!(world.settle(&two, &asked), [pair("auto4-web-eth0-2", "10.6.0.14-10.6.0.15")]);
     assert_eq!(world.settle(&one, &asked), [pair("auto4-web-eth0-1", "10.6.0.12-10.6.0.13")]);
+}
+
+#[test]
+fn a_pool_that_serves_nobody_goes_with_its_application() {
+    let mut world = World::new();
+    let asked = wanted(&[V4], Some(1));
+    let (one, two) = (app("Deployment", "x-1"), app("StatefulSet", "x-2"));
+    let both = [world.plan(&one, &asked).unwrap(), world.plan(&two, &asked).unwrap()];
+    both.iter().for_each(|actions| world.apply(actions));
+    let gone =
+        |world: &World| world.with(|p| plan_orphans(p, |l| l[label::APP_KIND] != "StatefulSet"));
+    let name = "auto4-web-eth0-2";
+    // Not while somebody holds an address of it.
+    world.held.borrow_mut().insert("10.6.0.12".parse().unwrap());
+    assert_eq!(gone(&world), [Action::Shrink(name.into())]);
+    world.held.borrow_mut().clear();
+    let actions = gone(&world);
+    assert!(
+        matches!(actions.as_slice(), [Action::Delete(p)] if p.metadata.name == name),
+        "{actions:?}"
+    );
 }
 
 /// I00017.

@@ -11,7 +11,7 @@ use multinet::rules::{
 use multinet::types::block::AddressBlock;
 use multinet::types::core::ServiceCIDR;
 use multinet::types::meta::Resource;
-use multinet::types::network::Network;
+use multinet::types::network::{Network, NetworkStatus};
 use multinet::types::node::NodeState;
 use multinet::types::pool::SpiderIPPool;
 use serde_yaml_ng::Value;
@@ -117,6 +117,23 @@ fn changes_of_networks() {
     let other = object::<Network>("blue", "{vni: 57}");
     let found = texts(&validate_network_update(&old, &other, false));
     assert_eq!(found, ["spec.vni: \"57\": cannot be changed from 56; make a new Network"]);
+    // One that was chosen by the controller is as fixed; so is one that nobody has written down yet.
+    let given = |spec: &str, vni: Option<u32>| -> Network {
+        let status = Some(NetworkStatus { vni, ..NetworkStatus::default() });
+        Network { status, ..object("blue", spec) }
+    };
+    let change = |old: &Network, new: &Network| texts(&validate_network_update(old, new, false));
+    let chosen = given("{}", Some(7));
+    assert_eq!(
+        change(&chosen, &given("{vni: 8}", Some(7))),
+        ["spec.vni: \"8\": cannot be changed from 7; make a new Network"]
+    );
+    assert!(change(&chosen, &given("{vni: 7}", Some(7))).is_empty());
+    assert!(change(&given("{vni: 7}", Some(7)), &chosen).is_empty());
+    assert_eq!(
+        change(&old, &given("{}", None)),
+        ["spec.vni: cannot be changed from 56; make a new Network"]
+    );
     let vlan = object::<Network>("blue", "{encapsulation: VLAN, vlanID: 1}");
     assert!(validate_network_update(&old, &vlan, false).is_empty());
     assert!(
@@ -238,7 +255,19 @@ fn changes_of_pools() {
     );
     assert!(validate_pool_update(&old, &excluded, &[]).is_empty());
     let moved = pool("{subnet: 10.1.0.0/24}");
-    assert!(texts(&validate_pool_update(&old, &moved, &[]))[0].starts_with("spec.subnet: "));
+    assert_eq!(
+        texts(&validate_pool_update(&old, &moved, &[])),
+        ["spec.subnet: \"10.1.0.0/24\": cannot be changed from 10.0.0.0/24; make a new one"]
+    );
+    let (four, six) =
+        (pool("{ipVersion: 4, subnet: 10.0.0.0/24}"), pool("{ipVersion: 6, subnet: 10.0.0.0/24}"));
+    assert_eq!(
+        texts(&validate_pool_update(&four, &six, &[])),
+        [
+            "spec.ipVersion: \"6\": spec.subnet is IPv4; write 4 or leave it out",
+            "spec.ipVersion: \"6\": cannot be changed from 4; make a new one"
+        ]
+    );
     let mut elsewhere = old.clone();
     elsewhere.metadata.labels.insert("bowline.dev/network".into(), "red".into());
     assert!(validate_pool_update(&old, &elsewhere, &[]).is_empty());
@@ -248,6 +277,25 @@ fn changes_of_pools() {
             "metadata.labels[bowline.dev/network]: \"red\": cannot be changed while 1 addresses are in use"
         ]
     );
+}
+
+/// A finalizer holds a pool until its last address is free; until then it stays what it was.
+#[test]
+fn a_pool_on_its_way_out_keeps_its_spec() {
+    let old = object::<SpiderIPPool>("p", "{subnet: 10.0.0.0/24, ips: [10.0.0.1-10.0.0.9]}");
+    let mut more = object::<SpiderIPPool>("p", "{subnet: 10.0.0.0/24, ips: [10.0.0.1-10.0.0.20]}");
+    assert_eq!(validate_pool_update(&old, &more, &[]), []);
+    more.metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".into());
+    assert_eq!(
+        texts(&validate_pool_update(&old, &more, &[])),
+        [
+            "spec: cannot be changed while the object is being deleted; wait until it is gone and make a new one"
+        ]
+    );
+    more.spec = old.spec.clone();
+    more.metadata.labels.insert("team".into(), "a".into());
+    more.metadata.finalizers.clear();
+    assert_eq!(validate_pool_update(&old, &more, &[]), []);
 }
 
 #[test]

@@ -4,45 +4,17 @@
 
 mod common;
 
-use common::{catalog, parse};
+use common::{catalog, object, table, texts};
 use multinet::rules::{
-    Checked, Pool, Problem, fill_coordinator, fill_multus_config, fill_pool, fill_reserved,
-    fill_subnet, validate_auto_pool_update, validate_coordinator, validate_delete,
-    validate_multus_config, validate_multus_config_update, validate_reserved,
-    validate_reserved_update, validate_subnet, validate_subnet_update,
+    Checked, Pool, broken_pools, fill_coordinator, fill_multus_config, fill_pool, fill_reserved,
+    fill_subnet, moved_pools, validate_auto_pool_update, validate_coordinator, validate_delete,
+    validate_pool, validate_reserved, validate_reserved_update, validate_subnet,
+    validate_subnet_update,
 };
 use multinet::types::coordinator::SpiderCoordinator;
-use multinet::types::meta::Resource;
 use multinet::types::multus::SpiderMultusConfig;
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 use multinet::types::subnet::SpiderSubnet;
-use serde_yaml_ng::Value;
-
-fn object<R: Resource>(metadata: &str, spec: &str) -> R {
-    let text = format!(
-        "apiVersion: {}\nkind: {}\nmetadata: {metadata}\nspec: {spec}",
-        R::API_VERSION,
-        R::KIND
-    );
-    parse(serde_yaml_ng::from_str::<Value>(&text).unwrap())
-}
-
-fn texts(problems: &[Problem]) -> Vec<String> {
-    problems.iter().map(ToString::to_string).collect()
-}
-
-/// Each text has exactly one problem, which begins as said; an empty beginning: none.
-fn table(check: impl Fn(&str) -> Vec<Problem>, cases: &[(&str, &str)]) {
-    for (text, expected) in cases {
-        let found = texts(&check(text));
-        if expected.is_empty() {
-            assert_eq!(found, Vec::<String>::new(), "{text}");
-        } else {
-            assert_eq!(found.len(), 1, "{text}: {found:?}");
-            assert!(found[0].starts_with(expected), "{text}: {found:?}");
-        }
-    }
-}
 
 #[test]
 fn subnets() {
@@ -108,6 +80,16 @@ fn changes_of_subnets() {
     let found = texts(&validate_subnet_update(&old, &labelled, &pools));
     assert!(found[0].contains("cannot be changed while 1 pools are cut from it"), "{found:?}");
     assert!(validate_subnet_update(&old, &labelled, &[]).is_empty());
+    let four: SpiderSubnet = object("{name: s}", "{ipVersion: 4, subnet: 10.0.0.0/16}");
+    let six = object("{name: s}", "{ipVersion: 6, subnet: 10.0.0.0/16}");
+    let found = texts(&validate_subnet_update(&four, &six, &[]));
+    assert_eq!(found[1], "spec.ipVersion: \"6\": cannot be changed from 4; make a new one");
+    let leaving = "{name: s, deletionTimestamp: '2026-01-01T00:00:00Z', labels: {team: a}}";
+    assert!(validate_subnet_update(&old, &object(leaving, SUBNET), &pools).is_empty());
+    let more = object(leaving, "{subnet: 10.0.0.0/16, ips: [10.0.1.1-10.0.1.20]}");
+    let found = texts(&validate_subnet_update(&old, &more, &pools));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("spec: cannot be changed while the object is being deleted"));
 }
 
 fn problems_of(text: &str) -> Vec<String> {
@@ -162,6 +144,58 @@ fn subnets_are_apart_within_a_network_and_pools_lie_in_theirs() {
 }
 
 #[test]
+fn a_new_subnet_breaks_no_pool() {
+    let own = pool("p", "", "{subnet: 10.0.0.0/16, ips: [10.0.2.1]}");
+    let before = Checked::new(&catalog(&own));
+    let broken = |spec: &str| {
+        let text = [subnet("a", "", spec), own.clone()].concat();
+        let after = Checked::new(&catalog(&text));
+        texts(&broken_pools(&before, &after, &catalog(&text).subnets["a"]))
+    };
+    assert!(broken("{subnet: 10.0.0.0/16, ips: [10.0.2.0-10.0.2.9]}").is_empty());
+    assert_eq!(
+        broken("{subnet: 10.0.0.0/16, ips: [10.0.1.1]}"),
+        ["spec.subnet: \"10.0.0.0/16\": breaks the existing SpiderIPPool p: its spec.ips: \
+             \"10.0.2.1\": is not among the addresses of SpiderSubnet a; add it there, or remove it here"]
+    );
+    let wider = broken("{subnet: 10.0.0.0/8, ips: [10.0.2.1]}");
+    assert!(
+        wider[0].contains("p: its spec.subnet: \"10.0.0.0/16\": is not 10.0.0.0/8"),
+        "{wider:?}"
+    );
+}
+
+#[test]
+fn a_pool_in_use_stays_in_its_network() {
+    let listing = |name: &str, pool: &str| {
+        format!(
+            "---\n{{kind: Network, apiVersion: v, metadata: {{name: {name}}}, \
+             spec: {{vni: {}, ipPools: {{ipv4: [{pool}]}}}}}}\n",
+            name.len()
+        )
+    };
+    let own = pool("p", "", "{subnet: 10.0.0.0/24}");
+    let checked =
+        |networks: &[String]| Checked::new(&catalog(&[networks.concat(), own.clone()].concat()));
+    let before = checked(&[listing("blue", "p"), listing("red", "")]);
+    let moved = |networks: &[String], held: usize| {
+        let count = |pool: &str| if pool == "p" { held } else { 0 };
+        texts(&moved_pools(&before, &checked(networks), count))
+    };
+    let (lan, disputed) =
+        ([listing("blue", ""), listing("red", "")], [listing("blue", "p"), listing("red", "p")]);
+    for (after, to) in [(lan, "the LAN domain"), (disputed, "nobody")] {
+        let sentence = format!(
+            "spec.ipPools: \"p\": would move from Network blue to {to} while 2 of its addresses are in \
+             use; label the pool or release them first"
+        );
+        assert_eq!(moved(&after, 2), [sentence]);
+        assert!(moved(&after, 0).is_empty());
+    }
+    assert!(moved(&[listing("blue", "p"), listing("red", "q")], 2).is_empty());
+}
+
+#[test]
 fn addresses_of_automatic_pools_are_the_controllers() {
     let auto = "{name: auto4-a-eth0-1, labels: {ipam.spidernet.io/owner-application-uid: u}}";
     let old: SpiderIPPool = object(auto, "{subnet: 10.0.0.0/16, ips: [10.0.0.5]}");
@@ -172,7 +206,52 @@ fn addresses_of_automatic_pools_are_the_controllers() {
     let found = texts(&validate_auto_pool_update(&old, &more));
     assert!(found[0].contains("follows the application of this automatic pool"), "{found:?}");
     let by_hand: SpiderIPPool = object("{name: p}", "{subnet: 10.0.0.0/16}");
-    assert!(validate_auto_pool_update(&by_hand, &by_hand).is_empty());
+    let grown: SpiderIPPool = object("{name: p}", "{subnet: 10.0.0.0/16, ips: [10.0.0.5]}");
+    assert!(validate_auto_pool_update(&by_hand, &grown).is_empty());
+}
+
+#[test]
+fn the_affinity_of_an_automatic_pool_names_its_application() {
+    let auto = "{name: auto4-a-eth0-1, labels: {ipam.spidernet.io/owner-application-uid: u}}";
+    let named = "matchLabels: {ipam.spidernet.io/app-api-group: apps, \
+                 ipam.spidernet.io/app-api-version: v1, ipam.spidernet.io/app-kind: Deployment, \
+                 ipam.spidernet.io/app-namespace: shop, ipam.spidernet.io/app-name: web";
+    let made = |metadata: &str, affinity: &str| -> SpiderIPPool {
+        object(metadata, &format!("{{subnet: 10.0.0.0/16, podAffinity: {{{affinity}}}}}"))
+    };
+    let other = format!("{named}, app: web}}");
+    let chosen = format!("{named}}}, matchExpressions: [{{key: app, operator: Exists}}]");
+    table(
+        |affinity| validate_pool(&made(auto, affinity)),
+        &[
+            (&format!("{named}}}"), ""),
+            (
+                &other,
+                "spec.podAffinity.matchLabels: \"app\": does not name the application of this \
+                 automatic pool; remove it, allowed are ipam.spidernet.io/app-api-group, ",
+            ),
+            (
+                &chosen,
+                "spec.podAffinity.matchExpressions: \"app\": cannot be set on an automatic pool",
+            ),
+        ],
+    );
+    // Nobody else's pools are bound to it.
+    table(|affinity| validate_pool(&made("{name: p}", affinity)), &[(&other, ""), (&chosen, "")]);
+
+    let old = made(auto, &format!("{named}}}"));
+    let change = |affinity: &str| validate_auto_pool_update(&old, &made(auto, affinity));
+    let sentence = "spec.podAffinity: names the application of this automatic pool and cannot be";
+    table(
+        change,
+        &[
+            (&format!("{named}}}"), ""),
+            (&format!("{named}}}").replace("web", "bank"), sentence),
+            ("matchLabels: {app: web}", sentence),
+        ],
+    );
+    let without: SpiderIPPool = object(auto, "{subnet: 10.0.0.0/16}");
+    assert!(texts(&validate_auto_pool_update(&old, &without))[0].starts_with(sentence));
 }
 
 #[test]
@@ -245,154 +324,6 @@ fn coordinators() {
     assert!(texts(&missing)[0].starts_with("spec.podCIDRType: is missing"), "{missing:?}");
     let odd = validate_coordinator(&object("{name: odd}", "{podCIDRType: other}"));
     assert!(!odd[0].is_error() && odd[1].is_error(), "{odd:?}");
-}
-
-#[test]
-fn multus_configurations() {
-    table(
-        |spec| validate_multus_config(&object("{name: c, namespace: n}", spec)),
-        &[
-            (
-                "{cniType: macvlan, macvlan: {master: [eth0], vlanID: 100, ippools: {ipv4: [p]}}}",
-                "",
-            ),
-            (
-                "{cniType: ipvlan, ipvlan: {master: [a, b], bond: {name: bond0, mode: 6, \
-                 options: 'miimon=100;primary=a'}}}",
-                "",
-            ),
-            ("{cniType: vlan, vlan: {master: [eth0], vlanID: 7}}", ""),
-            ("{cniType: vlan, vlan: {master: [eth0], vlanMode: auto}}", ""),
-            (
-                "{cniType: sriov, sriov: {resourceName: v.com/s, minTxRateMbps: 1, \
-                 maxTxRateMbps: 2, ippools: {ipv4: [p], matchMasterSubnet: true}}}",
-                "",
-            ),
-            ("{cniType: ib-sriov, ibsriov: {resourceName: v.com/i, linkState: auto}}", ""),
-            ("{cniType: ipoib, ipoib: {master: ib0}}", ""),
-            ("{cniType: ovs, ovs: {bridge: br0, trunk: [{id: 5}, {minID: 6, maxID: 9}]}}", ""),
-            ("{cniType: custom, customCNI: '{\"type\": \"x\"}'}", ""),
-            ("{cniType: custom, customCNI: '{\"plugins\": [{\"type\": \"x\"}]}'}", ""),
-            ("{cniType: custom}", ""),
-            ("{}", ""),
-            ("{cniType: other}", "spec.cniType: \"other\": is not one of macvlan"),
-            ("{cniType: macvlan}", "spec.macvlan: is missing; spec.cniType macvlan needs it"),
-            (
-                "{cniType: macvlan, macvlan: {master: [a]}, ipvlan: {master: [a]}}",
-                "spec.ipvlan: belongs to spec.cniType ipvlan",
-            ),
-            (
-                "{cniType: ib-sriov, ibsriov: {resourceName: r}, customCNI: '{\"type\": \"x\"}'}",
-                "spec.customCNI: belongs to spec.cniType custom",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: []}}",
-                "spec.macvlan.master: is missing or empty",
-            ),
-            ("{cniType: macvlan, macvlan: {master: [a, b]}}", "spec.macvlan.bond: is missing"),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: b, mode: 7}}}",
-                "spec.macvlan.bond.mode: \"7\": must be 0 to 6",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: '', mode: 1}}}",
-                "spec.macvlan.bond.name: is missing",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a, b], bond: {name: b, mode: 1, options: x}}}",
-                "spec.macvlan.bond.options: \"x\": is not a list",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a], vlanID: 4095}}",
-                "spec.macvlan.vlanID: \"4095\": must be 0 (untagged) to 4094",
-            ),
-            ("{cniType: ipvlan, ipvlan: {master: [a], mtu: -1}}", "spec.ipvlan.mtu: \"-1\""),
-            ("{cniType: vlan, vlan: {master: [a]}}", "spec.vlan.vlanID: is missing"),
-            (
-                "{cniType: vlan, vlan: {master: [a], vlanMode: auto, vlanID: 3}}",
-                "spec.vlan.vlanID: \"3\": cannot be set with spec.vlan.vlanMode auto",
-            ),
-            ("{cniType: vlan, vlan: {master: [a], vlanMode: x}}", "spec.vlan.vlanMode: \"x\""),
-            ("{cniType: sriov, sriov: {}}", "spec.sriov.resourceName: is missing"),
-            (
-                "{cniType: sriov, sriov: {resourceName: r, minTxRateMbps: 3, maxTxRateMbps: 2}}",
-                "spec.sriov.minTxRateMbps: \"3\": is above spec.sriov.maxTxRateMbps, 2",
-            ),
-            ("{cniType: ib-sriov, ibsriov: {}}", "spec.ibsriov.resourceName: is missing"),
-            (
-                "{cniType: ib-sriov, ibsriov: {resourceName: r, linkState: up}}",
-                "spec.ibsriov.linkState: \"up\": is not one of",
-            ),
-            ("{cniType: ipoib, ipoib: {}}", "spec.ipoib.master: is missing"),
-            ("{cniType: ovs, ovs: {bridge: ''}}", "spec.ovs.bridge: is missing"),
-            (
-                "{cniType: ovs, ovs: {bridge: b, trunk: [{minID: 6, maxID: 5}]}}",
-                "spec.ovs.trunk[0].minID: \"6\": is above maxID, 5",
-            ),
-            ("{cniType: ovs, ovs: {bridge: b, trunk: [{}]}}", "spec.ovs.trunk[0]: is empty"),
-            (
-                "{cniType: ovs, ovs: {bridge: b, trunk: [{minID: 6}]}}",
-                "spec.ovs.trunk[0]: needs both",
-            ),
-            (
-                "{cniType: ovs, ovs: {bridge: b, vlan: 1, trunk: [{id: 6}]}}",
-                "spec.ovs.trunk: cannot be",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a], ippools: {matchMasterSubnet: true}}}",
-                "spec.macvlan.ippools.matchMasterSubnet: \"true\": belongs to spec.cniType sriov",
-            ),
-            ("{cniType: custom, customCNI: '{'}", "spec.customCNI: \"{\": is not JSON"),
-            ("{cniType: custom, customCNI: '[]'}", "spec.customCNI: \"[]\": is not a JSON object"),
-            (
-                "{cniType: macvlan, macvlan: {master: [a]}, chainCNIJsonData: ['{}']}",
-                "spec.chainCNIJsonData[0]: \"{}\": is no CNI configuration",
-            ),
-            (
-                "{cniType: macvlan, macvlan: {master: [a]}, coordinator: {podMACPrefix: '01:02'}}",
-                "spec.coordinator.podMACPrefix",
-            ),
-        ],
-    );
-}
-
-#[test]
-fn annotations_of_multus_configurations() {
-    let rdma = "cni.spidernet.io/rdma-resource-inject";
-    let network = "cni.spidernet.io/network-resource-inject";
-    let plain = "{cniType: macvlan, macvlan: {master: [a]}}";
-    let resource = "{cniType: macvlan, macvlan: {master: [a], rdmaResourceName: r}}";
-    let full =
-        "{cniType: macvlan, macvlan: {master: [a], rdmaResourceName: r, ippools: {ipv4: [p]}}}";
-    let custom = "{cniType: custom}";
-    for (key, value, spec, expected) in [
-        ("multus.spidernet.io/cr-name", "other", plain, ""),
-        ("multus.spidernet.io/cr-name", "No", plain, "must be 1 to 253 of"),
-        ("multus.spidernet.io/cni-version", "1.0.0", plain, ""),
-        ("multus.spidernet.io/cni-version", "0.2.0", plain, "is not one of 0.3.0, 0.3.1"),
-        (rdma, "gpu", full, ""),
-        (rdma, "gpu", plain, "needs a resource"),
-        (rdma, "gpu", resource, "needs pools"),
-        (network, "gpu", full, ""),
-        (network, "gpu", plain, ""),
-        (network, "gpu", resource, "needs pools"),
-        (rdma, "gpu", custom, "is not possible with spec.cniType ovs or custom"),
-    ] {
-        let metadata = format!("{{name: c, annotations: {{{key}: {value}}}}}");
-        let found = texts(&validate_multus_config(&object(&metadata, spec)));
-        assert_eq!(found.is_empty(), expected.is_empty(), "{key} {spec}: {found:?}");
-        assert!(found.iter().all(|f| f.contains(expected)), "{found:?}");
-    }
-    let named = |name: &str| -> SpiderMultusConfig {
-        let metadata = format!("{{name: c, annotations: {{multus.spidernet.io/cr-name: {name}}}}}");
-        object(&metadata, plain)
-    };
-    assert!(validate_multus_config_update(&named("a"), &named("a")).is_empty());
-    let found = texts(&validate_multus_config_update(&named("a"), &named("b")));
-    assert!(found[0].contains("cannot be changed from a"), "{found:?}");
-    let without = object("{name: c}", plain);
-    assert_eq!(validate_multus_config_update(&named("a"), &without).len(), 1);
-    assert!(validate_multus_config_update(&without, &named("b")).is_empty());
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! | `defaults` | what an object says once its gaps are filled |
 //! | `block` | one AddressBlock, NodeState |
 //! | `catalog` | objects against each other: VNIs, pools' membership and overlap |
+//! | `effect` | what a change of one object does to pools that serve already |
 //!
 //! Every sentence names the field, the value, what is allowed and what to do.
 
@@ -16,6 +17,7 @@ mod block;
 mod catalog;
 mod coordinator;
 mod defaults;
+mod effect;
 mod multus;
 mod network;
 mod pool;
@@ -31,6 +33,7 @@ pub use defaults::{
     OWNER_SUBNET_LABEL, POOL_CIDR_LABEL, SUBNET_CIDR_LABEL, cidr_label, fill_coordinator,
     fill_multus_config, fill_pool, fill_reserved, fill_subnet, is_auto_pool,
 };
+pub use effect::{broken_pools, moved_pools};
 pub use multus::{
     CNI_VERSIONS, resource_of, validate_multus_config, validate_multus_config_update,
 };
@@ -52,3 +55,11 @@ pub use subnet::{
 
 /// Label of an automatic pool: the UID of its application.
 pub const AUTO_POOL_LABEL: &str = "ipam.spidernet.io/owner-application-uid";
+/// What `spec.podAffinity` of an automatic pool says, and nothing else: which application it is for.
+pub const AUTO_POOL_AFFINITY: [&str; 5] = [
+    "ipam.spidernet.io/app-api-group",
+    "ipam.spidernet.io/app-api-version",
+    "ipam.spidernet.io/app-kind",
+    "ipam.spidernet.io/app-namespace",
+    "ipam.spidernet.io/app-name",
+];

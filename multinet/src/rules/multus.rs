@@ -1,6 +1,6 @@
 //! Rules of one `SpiderMultusConfig`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::coordinator::{check_choice, check_coordinator};
 use super::{Problem, is_dns_name};
@@ -226,28 +226,34 @@ fn check_pools(kind: &str, spec: &MultusConfigSpec, problems: &mut Vec<Problem>)
     let matches = pools_of(spec).is_some_and(|p| p.match_master_subnet == Some(true));
     if matches && kind != "sriov" {
         let message = "belongs to spec.cniType sriov, whose function says which device it is of";
-        let field = format!("spec.{kind}.ippools.matchMasterSubnet");
+        let block = blocks(spec).into_iter().find(|(_, of, _)| *of == kind);
+        let field = format!("spec.{}.ippools.matchMasterSubnet", block.map_or(kind, |b| b.0));
         problems.push(Problem::error(field, "true", message));
     }
 }
 
+fn is_plugin(object: &Map<String, Value>) -> bool {
+    object.get("type").and_then(Value::as_str).is_some_and(|kind| !kind.is_empty())
+}
+
 fn check_json(spec: &MultusConfigSpec, problems: &mut Vec<Problem>) {
-    let mut check = |field: String, text: &str| match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(object)) => {
-            let kind = object.get("type").and_then(Value::as_str).unwrap_or("");
-            if kind.is_empty() && !object.get("plugins").is_some_and(Value::is_array) {
-                let message = "is no CNI configuration: it has neither type nor plugins";
-                problems.push(Problem::error(field, text, message));
-            }
-        }
-        Ok(_) => problems.push(Problem::error(field, text, "is not a JSON object")),
-        Err(e) => problems.push(Problem::error(field, text, format!("is not JSON: {e}"))),
+    let mut check = |field: String, text: &str, accepts: fn(&Map<String, Value>) -> bool, lacks| {
+        let message = match serde_json::from_str::<Value>(text) {
+            Ok(Value::Object(object)) if accepts(&object) => return,
+            Ok(Value::Object(_)) => format!("is no CNI configuration: it has {lacks}"),
+            Ok(_) => "is not a JSON object".into(),
+            Err(e) => format!("is not JSON: {e}"),
+        };
+        problems.push(Problem::error(field, text, message));
     };
+    // One plugin of a chain; a list in a list is read by nobody.
     for (i, text) in spec.chain_cni_json_data.iter().enumerate() {
-        check(format!("spec.chainCNIJsonData[{i}]"), text);
+        check(format!("spec.chainCNIJsonData[{i}]"), text, is_plugin, "no type");
     }
     if let Some(text) = spec.custom_cni.as_deref().filter(|t| !t.trim().is_empty()) {
-        check("spec.customCNI".into(), text);
+        let accepts =
+            |o: &Map<String, Value>| is_plugin(o) || o.get("plugins").is_some_and(Value::is_array);
+        check("spec.customCNI".into(), text, accepts, "neither type nor plugins");
     }
 }
 

@@ -193,12 +193,14 @@ fn check_interface(interface: &InterfaceDefaults, problems: &mut Vec<Problem>) {
 #[must_use]
 pub fn validate_network_update(old: &Network, new: &Network, in_use: bool) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if let (Some(had), now) = (old.vni(), new.spec.vni)
-        && now.is_some_and(|now| now != had)
+    // Left out, it stays what the controller wrote down; before that it would become another.
+    let vxlan = new.spec.encapsulation == Encapsulation::Vxlan;
+    if let (Some(had), now, true) = (old.vni(), new.vni(), vxlan)
+        && now != Some(had)
     {
         problems.push(Problem::error(
             "spec.vni",
-            now.unwrap_or_default(),
+            now.map_or_else(String::new, |vni| vni.to_string()),
             format!("cannot be changed from {had}; make a new Network"),
         ));
     }

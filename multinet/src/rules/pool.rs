@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Problem;
 use super::selector::check_selector;
+use super::{AUTO_POOL_AFFINITY, Problem, is_auto_pool};
 use crate::range::{AddressSet, Family, RangeError};
 use crate::types::meta::ObjectMeta;
 use crate::types::pool::{IPPoolSpec, ReservedIPSpec, SpiderIPPool, SpiderReservedIP, annotation};
@@ -127,6 +127,9 @@ pub fn validate_pool(object: &SpiderIPPool) -> Vec<Problem> {
 fn check(object: &SpiderIPPool, problems: &mut Vec<Problem>) -> Option<Pool> {
     let spec = &object.spec;
     check_affinities(spec, problems);
+    if is_auto_pool(object) {
+        check_application(spec, problems);
+    }
     let subnet = check_subnet(&spec.subnet, problems)?;
     let family = Family::of_net(&subnet);
     check_version(spec.ip_version, family, problems);
@@ -289,6 +292,25 @@ fn check_affinities(spec: &IPPoolSpec, problems: &mut Vec<Problem>) {
     }
 }
 
+/// The affinity of an automatic pool is no choice of pods by their labels: it names an application.
+fn check_application(spec: &IPPoolSpec, problems: &mut Vec<Problem>) {
+    let Some(affinity) = &spec.pod_affinity else { return };
+    if !affinity.match_expressions.is_empty() {
+        let message = "cannot be set on an automatic pool, which serves one application; remove it";
+        let keys: Vec<&str> = affinity.match_expressions.iter().map(|e| e.key.as_str()).collect();
+        let field = "spec.podAffinity.matchExpressions";
+        problems.push(Problem::error(field, keys.join(", "), message));
+    }
+    let allowed = |key: &&String| AUTO_POOL_AFFINITY.contains(&key.as_str());
+    for key in affinity.match_labels.keys().filter(|k| !allowed(k)) {
+        let message = format!(
+            "does not name the application of this automatic pool; remove it, allowed are {}",
+            AUTO_POOL_AFFINITY.join(", ")
+        );
+        problems.push(Problem::error("spec.podAffinity.matchLabels", key, message));
+    }
+}
+
 fn check_annotations(
     meta: &ObjectMeta,
     problems: &mut Vec<Problem>,
@@ -365,15 +387,21 @@ pub fn validate_pool_update(
     new: &SpiderIPPool,
     held: &[(IpAddr, String)],
 ) -> Vec<Problem> {
+    // What is on its way out only loses its finalizers: a change could be lost with it at any time.
+    if new.metadata.is_terminating() && old.spec != new.spec {
+        let message = "cannot be changed while the object is being deleted; \
+                       wait until it is gone and make a new one";
+        return vec![Problem::error("spec", "", message)];
+    }
     let mut problems = validate_pool(new);
     if old.spec.subnet != new.spec.subnet {
-        let message = format!("cannot be changed from {}; make a new pool", old.spec.subnet);
+        let message = format!("cannot be changed from {}; make a new one", old.spec.subnet);
         problems.push(Problem::error("spec.subnet", &new.spec.subnet, message));
     }
     if let (Some(had), Some(now)) = (old.spec.ip_version, new.spec.ip_version)
         && had != now
     {
-        let message = format!("cannot be changed from {had}; make a new pool");
+        let message = format!("cannot be changed from {had}; make a new one");
         problems.push(Problem::error("spec.ipVersion", now, message));
     }
     let network = |p: &SpiderIPPool| p.metadata.labels.get(annotation::NETWORK).cloned();

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::pool::{Pool, validate_pool_update};
-use super::{AUTO_POOL_LABEL, Problem};
+use super::{Problem, is_auto_pool};
 use crate::range::AddressSet;
 use crate::types::pool::{IPPoolSpec, SpiderIPPool};
 use crate::types::subnet::SpiderSubnet;
@@ -76,16 +76,26 @@ pub fn outside_of(pool: &Pool, subnet: &Pool) -> Option<AddressSet> {
     (!outside.is_empty()).then_some(outside)
 }
 
-/// Addresses of an automatic pool follow its application: nobody but the controller changes them.
+/// An automatic pool's addresses follow its application and its affinity names it: nobody but the
+/// controller changes them.
 #[must_use]
 pub fn validate_auto_pool_update(old: &SpiderIPPool, new: &SpiderIPPool) -> Vec<Problem> {
-    let ips = |p: &SpiderIPPool| (p.spec.ips.clone(), p.spec.exclude_ips.clone());
-    if !old.metadata.labels.contains_key(AUTO_POOL_LABEL) || ips(old) == ips(new) {
-        return Vec::new();
+    let mut problems = Vec::new();
+    if !is_auto_pool(old) {
+        return problems;
     }
-    let message = "follows the application of this automatic pool; change the annotation \
-                   ipam.spidernet.io/ippool-ip-number of the application instead";
-    vec![Problem::error("spec.ips", new.spec.ips.join(", "), message)]
+    let (had, has) = (&old.spec, &new.spec);
+    if (&had.ips, &had.exclude_ips) != (&has.ips, &has.exclude_ips) {
+        let message = "follows the application of this automatic pool; change the annotation \
+                       ipam.spidernet.io/ippool-ip-number of the application instead";
+        problems.push(Problem::error("spec.ips", has.ips.join(", "), message));
+    }
+    if had.pod_affinity != has.pod_affinity {
+        let message = "names the application of this automatic pool and cannot be changed; leave it \
+                       as it was, or make a pool of your own for other pods";
+        problems.push(Problem::error("spec.podAffinity", "", message));
+    }
+    problems
 }
 
 /// Whether something may be deleted: not while addresses (or pools) of it are in use.

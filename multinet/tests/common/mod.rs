@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use multinet::ipam::{Candidate, Request};
 use multinet::range::Family;
-use multinet::rules::{Catalog, Checked};
+use multinet::rules::{Catalog, Checked, Problem};
 use multinet::types::block::Owner;
 use multinet::types::meta::Resource;
 use multinet::types::network::Network;
@@ -53,6 +53,33 @@ pub(crate) fn catalog(text: &str) -> Catalog {
         }
     }
     catalog
+}
+
+/// An object of metadata and spec in YAML.
+pub(crate) fn object<R: Resource>(metadata: &str, spec: &str) -> R {
+    let text = format!(
+        "apiVersion: {}\nkind: {}\nmetadata: {metadata}\nspec: {spec}",
+        R::API_VERSION,
+        R::KIND
+    );
+    parse(serde_yaml_ng::from_str::<Value>(&text).unwrap())
+}
+
+pub(crate) fn texts(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
+}
+
+/// Each text has exactly one problem, which begins as said; an empty beginning: none.
+pub(crate) fn table(check: impl Fn(&str) -> Vec<Problem>, cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        let found = texts(&check(text));
+        if expected.is_empty() {
+            assert_eq!(found, Vec::<String>::new(), "{text}");
+        } else {
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(expected), "{text}: {found:?}");
+        }
+    }
 }
 
 /// The usable part of a catalog that has no problem at all.

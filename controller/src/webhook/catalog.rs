@@ -4,10 +4,10 @@
 //! mended step by step.
 
 use multinet::rules::{
-    Checked, Pool, Problem, validate_auto_pool_update, validate_delete, validate_network_update,
-    validate_pool_update, validate_reserved, validate_reserved_update, validate_subnet_update,
+    Checked, Pool, Problem, broken_pools, moved_pools, validate_auto_pool_update, validate_delete,
+    validate_network_update, validate_pool_update, validate_reserved, validate_reserved_update,
+    validate_subnet_update,
 };
-use multinet::types::meta::Resource;
 use multinet::types::network::{Network, NetworkStatus};
 use multinet::types::pool::{SpiderIPPool, SpiderReservedIP};
 use multinet::types::subnet::SpiderSubnet;
@@ -19,14 +19,20 @@ use super::verdict::Verdict;
 /// Judges a Network.
 pub(super) fn network(facts: &Facts, objects: Objects<Network>) -> Verdict {
     match (objects.old, objects.new) {
-        (None, Some(new)) => Verdict::of(network_problems(facts, &new).1),
+        (None, Some(new)) => {
+            let before = Checked::new(&facts.catalog);
+            let (after, problems) = network_problems(facts, &new);
+            let mut verdict = Verdict::of(problems);
+            verdict.add(moved_pools(&before, &after, |pool| facts.held_of_pool(pool).len()));
+            verdict
+        }
         (Some(old), Some(new)) => {
             let in_use = !facts.held_of_network(&old.metadata.name).is_empty();
             let (before, had) = network_problems(facts, &old);
             let (after, has) = network_problems(facts, &new);
             let mut verdict = Verdict::of(worse(&had, has));
             verdict.add(validate_network_update(&old, &new, in_use));
-            verdict.add(moved_pools(facts, &before, &after));
+            verdict.add(moved_pools(&before, &after, |pool| facts.held_of_pool(pool).len()));
             verdict
         }
         (Some(old), None) => deletion(facts, &facts.held_of_network(&old.metadata.name)),
@@ -44,24 +50,6 @@ fn network_problems(facts: &Facts, network: &Network) -> (Checked, Vec<Problem>)
     facts.problems_with(&network, |catalog| &mut catalog.networks)
 }
 
-/// Pools that another Network would own from now on, while their addresses are in use.
-fn moved_pools(facts: &Facts, before: &Checked, after: &Checked) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (name, (home, _)) in &before.pools {
-        let now = after.pools.get(name).map(|(home, _)| home);
-        let held = facts.held_of_pool(name).len();
-        if now != Some(home) && held > 0 {
-            let to = now.map_or_else(|| "nobody".into(), ToString::to_string);
-            let message = format!(
-                "would move from {home} to {to} while {held} of its addresses are in use; \
-                 label the pool or release them first"
-            );
-            problems.push(Problem::error("spec.ipPools", name, message));
-        }
-    }
-    problems
-}
-
 /// Judges a pool. `ours`: the controller itself asks.
 pub(super) fn pool(facts: &Facts, objects: Objects<SpiderIPPool>, ours: bool) -> Verdict {
     match (objects.old, objects.new) {
@@ -74,12 +62,12 @@ pub(super) fn pool(facts: &Facts, objects: Objects<SpiderIPPool>, ours: bool) ->
             let (before, had) = facts.problems_with(&old, |c| &mut c.pools);
             let (after, has) = facts.problems_with(&new, |c| &mut c.pools);
             let mut verdict = Verdict::of(worse(&had, has));
-            verdict.add(validate_pool_update(&old, &new, &held));
+            verdict.add(worse(&had, validate_pool_update(&old, &new, &held)));
             if !ours {
                 verdict.add(validate_auto_pool_update(&old, &new));
             }
             if verdict.errors.is_empty() {
-                verdict.add(moved_pools(facts, &before, &after));
+                verdict.add(moved_pools(&before, &after, |pool| facts.held_of_pool(pool).len()));
             }
             verdict
         }
@@ -102,7 +90,7 @@ pub(super) fn subnet(facts: &Facts, objects: Objects<SpiderSubnet>) -> Verdict {
         (None, Some(new)) => {
             let (checked, problems) = facts.problems_with(&new, |c| &mut c.subnets);
             let mut verdict = Verdict::of(problems);
-            verdict.add(broken_by(&Checked::new(&facts.catalog), &checked, &new));
+            verdict.add(broken_pools(&Checked::new(&facts.catalog), &checked, &new));
             verdict
         }
         (Some(old), Some(new)) => {
@@ -119,18 +107,6 @@ pub(super) fn subnet(facts: &Facts, objects: Objects<SpiderSubnet>) -> Verdict {
         }
         (None, None) => Verdict::default(),
     }
-}
-
-/// Pools that served before and would not any more, because a new subnet lies around them.
-fn broken_by(before: &Checked, after: &Checked, subnet: &SpiderSubnet) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for name in before.pools.keys().filter(|name| !after.pools.contains_key(*name)) {
-        let why = after.problems_of(SpiderIPPool::KIND, name).find(|p| p.is_error());
-        let why = why.map_or_else(String::new, |p| format!(": its {p}"));
-        let message = format!("breaks the existing SpiderIPPool {name}{why}");
-        problems.push(Problem::error("spec.subnet", &subnet.spec.subnet, message));
-    }
-    problems
 }
 
 /// Judges a reservation.

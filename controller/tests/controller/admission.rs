@@ -26,6 +26,8 @@ async fn every_rule_lets_the_good_pass_and_refuses_the_bad() {
     pods(&client).await;
     injection(&client).await;
     in_use(&client).await;
+    moved(&client).await;
+    on_its_way_out(&client).await;
     defaults(&client).await;
     let refused =
         r#"bowline_controller_admission_reviews_total{kind="SpiderIPPool",verdict="refused"} "#;
@@ -330,25 +332,7 @@ async fn injection(client: &Client) {
 
 /// Addresses in somebody's hands: what would take them away is refused.
 async fn in_use(client: &Client) {
-    let store = ApiStore::new(client.clone());
-    let mut block = AddressBlock::around("blue", "10.1.0.11".parse().unwrap());
-    block.put(Entry {
-        address: "10.1.0.11".parse().unwrap(),
-        state: EntryState::Allocated,
-        owner: Some(Owner::Pod {
-            namespace: "default".into(),
-            name: "plain".into(),
-            uid: "u".into(),
-        }),
-        interface: "eth0".into(),
-        pool: "p1".into(),
-        sandbox_id: "s".into(),
-        node: "n1".into(),
-        since_ms: 0,
-        until_ms: None,
-        reason: String::new(),
-    });
-    store.create(&block).await.unwrap();
+    hold(client, "blue", "p1", "10.1.0.11").await;
     let pool = format!("{POOLS}/p1");
     // The replica learns of the block by its watch; dry runs change nothing meanwhile.
     let why = eventually("the address is known to be in use", async || {
@@ -366,6 +350,58 @@ async fn in_use(client: &Client) {
     assert!(why.contains("while 1 addresses are in use"), "{why}");
     // Disabling stops new claims and nothing else.
     patch(client, &pool, json!({"spec": {"disable": true}})).await.unwrap();
+}
+
+/// The pod "plain" has an address.
+async fn hold(client: &Client, domain: &str, pool: &str, address: &str) {
+    let address = address.parse().unwrap();
+    let mut block = AddressBlock::around(domain, address);
+    block.put(Entry {
+        address,
+        state: EntryState::Allocated,
+        owner: Some(Owner::Pod {
+            namespace: "default".into(),
+            name: "plain".into(),
+            uid: "u".into(),
+        }),
+        interface: "eth0".into(),
+        pool: pool.into(),
+        sandbox_id: "s".into(),
+        node: "n1".into(),
+        since_ms: 0,
+        until_ms: None,
+        reason: String::new(),
+    });
+    ApiStore::new(client.clone()).create(&block).await.unwrap();
+}
+
+/// Nobody takes a pool in use by making a Network that lists it.
+async fn moved(client: &Client) {
+    let spec = json!({"subnet": "10.77.0.0/24", "ips": ["10.77.0.10-10.77.0.20"]});
+    good(client, spider("SpiderIPPool", "lan", spec)).await;
+    hold(client, "", "lan", "10.77.0.11").await;
+    let taker = || network("taker", json!({"ipPools": {"ipv4": ["lan"]}}));
+    let networks = format!("{NETWORKS}?dryRun=All");
+    let why = eventually("the address is known to be in use", async || {
+        post(client, &networks, taker()).await.err()
+    })
+    .await;
+    assert!(why.contains("while 1 of its addresses are in use"), "{why}");
+}
+
+/// What is deleted, and held by a finalizer, is not changed any more.
+async fn on_its_way_out(client: &Client) {
+    let spec = json!({"subnet": "10.78.0.0/24", "ips": ["10.78.0.10-10.78.0.20"]});
+    let mut pool = spider("SpiderIPPool", "dying", spec);
+    pool["metadata"]["finalizers"] = json!(["test.example/hold"]);
+    good(client, pool).await;
+    let path = format!("{POOLS}/dying");
+    delete(client, &path).await.unwrap();
+    let change = json!({"spec": {"ips": ["10.78.0.10-10.78.0.30"]}});
+    let why = patch(client, &path, change).await.unwrap_err();
+    assert!(why.contains("while the object is being deleted"), "{why}");
+    patch(client, &path, json!({"metadata": {"finalizers": null}})).await.unwrap();
+    eventually("it is gone", async || get(client, &path).await.is_none().then_some(())).await;
 }
 
 /// What the mutating webhook fills in.

@@ -355,6 +355,12 @@ async fn automatic_pools(client: &Client) {
     let path = "/apis/apps/v1/namespaces/default/deployments/web";
     patch(client, path, json!({"spec": {"replicas": 4}})).await.unwrap();
     eventually("it grows", async || ips(Some(json!(["10.7.0.10-10.7.0.14"]))).await).await;
+    let pool = get(client, &pools).await.unwrap()["items"][0]["metadata"]["name"].clone();
+    let pool = format!("{SPIDER}/spiderippools/{}", pool.as_str().unwrap());
+    let others =
+        json!({"spec": {"podAffinity": {"matchLabels": {"ipam.spidernet.io/app-name": "db"}}}});
+    let why = patch(client, &pool, others).await.unwrap_err();
+    assert!(why.contains("names the application of this automatic pool"), "{why}");
     patch(client, path, json!({"spec": {"replicas": 1}})).await.unwrap();
     eventually("it shrinks", async || ips(Some(json!(["10.7.0.10-10.7.0.11"]))).await).await;
     let shown = eventually("the subnet shows it", async || {

@@ -44,7 +44,7 @@ struct Node {
     b: Netns,
     _c: Netns,
     _netns: Netns,
-    _far: Netns,
+    far: Netns,
     dir: tempfile::TempDir,
 }
 
@@ -83,7 +83,7 @@ impl Node {
         agent.add(&Pod::new("a", &a, "blue", "eth0"));
         agent.add(&Pod::new("b", &b, "blue", "eth0"));
         agent.add(&Pod::new("c", &c, "blue", "memif1"));
-        Self { _dataplane: dataplane, agent, uplink, a, b, _c: c, _netns: netns, _far: far, dir }
+        Self { _dataplane: dataplane, agent, uplink, a, b, _c: c, _netns: netns, far, dir }
     }
 
     fn command(&self, words: &str) -> Command {
@@ -407,4 +407,45 @@ fn errors_say_what_to_do() {
     assert!(error.contains("at least 0.1 s"), "{error}");
     let error = failed(&socket, "capture -w /nowhere/x.pcap");
     assert!(error.contains("-w /nowhere/x.pcap"), "{error}");
+}
+
+/// Where the Network's spec.peers leads: a VXLAN device of the kernel, with 10.8.0.1 behind it. Packets go both
+/// ways, with its VNI and with no other.
+#[test]
+fn a_foreign_tunnel_end_is_reached() {
+    let node = Node::new();
+    let words = |text: &str| node.far.ip(&text.split_whitespace().collect::<Vec<_>>());
+    let own = address_of(&node.a);
+    let router = eventually("the node's MAC in tunnels", || router_mac(&node.agent.catalog));
+    for (device, vni) in [("good", 56), ("strange", 57)] {
+        words(&format!(
+            "link add {device} address 02:00:00:00:00:99 type vxlan id {vni} dstport 4789 \
+             local {FAR} remote 192.0.2.1 dev wire"
+        ));
+        words(&format!("link set {device} up"));
+        words(&format!("neigh replace {own} lladdr {router} dev {device}"));
+    }
+    words("address add 10.8.0.1/32 dev good");
+    let lead = |device: &str| {
+        words(&format!("route replace 10.7.0.0/24 dev {device} src 10.8.0.1"));
+    };
+    lead("good");
+    let arrives = || {
+        let args = ["netns", "exec", &node.far.name, "ping", "-c", "1", "-W", "1", &own];
+        Command::new("ip").args(args).output().unwrap().status.success()
+    };
+    eventually("the pod reaches what is behind the peer", || node.ping("10.8.0.1").then_some(()));
+    assert!(arrives(), "the peer reaches the pod");
+    lead("strange");
+    assert!(!arrives(), "another Network's number leads nowhere");
+    lead("good");
+    assert!(arrives());
+}
+
+/// As the NodeState says it.
+fn router_mac(catalog: &std::path::Path) -> Option<String> {
+    let found = Command::new("grep").args(["-rh", "routerMAC"]).arg(catalog).output().unwrap();
+    let line = String::from_utf8(found.stdout).unwrap();
+    let (_, rest) = line.split_once("routerMAC")?;
+    Some(rest.trim_start_matches(['"', '\'', ':', ' ']).get(..17)?.to_owned())
 }

@@ -161,6 +161,13 @@ fn a_container_that_a_ready_node_still_runs_keeps_the_address() {
     let stuck = terminating("2026-01-01T00:00:30Z", running());
     let verdict_up = verdict("up", Some(stuck.clone()), &Switches::default());
     assert_eq!(verdict_up, Verdict::Keep("its kubelet reports that a container still runs"));
+    // One that waits for an image, or for its next start, does not run.
+    let waits = json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]});
+    assert!(frees(verdict(
+        "up",
+        Some(terminating("2026-01-01T00:00:30Z", waits)),
+        &Switches::default()
+    )));
     // G00009: what a lost node reported last says nothing.
     assert!(frees(verdict("down", Some(stuck), &Switches::default())));
 }

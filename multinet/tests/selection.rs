@@ -6,7 +6,7 @@ mod common;
 use common::catalog;
 use multinet::auto::Application;
 use multinet::pod::{Context, Selection, select};
-use multinet::rules::{Catalog, Checked, Home};
+use multinet::rules::{Catalog, Checked, Home, Problem};
 use multinet::types::meta::{Labels, ObjectMeta};
 use multinet::types::network::PoolLists;
 
@@ -45,6 +45,10 @@ impl Asking {
     }
 
     fn select(&self) -> Selection {
+        self.try_select().unwrap()
+    }
+
+    fn try_select(&self) -> Result<Selection, Problem> {
         let checked = Checked::new(&self.catalog);
         assert!(checked.problems.is_empty(), "{:?}", checked.problems);
         let application = Application {
@@ -67,7 +71,7 @@ impl Asking {
             application: Some(&application),
             master_addresses: None,
         };
-        select(&checked, &context).unwrap()
+        select(&checked, &context)
     }
 }
 
@@ -237,4 +241,26 @@ fn of_two_sources_the_first_wins_whole() {
             assert_eq!((chosen.source, names(&chosen)), (*source, vec![*pool]), "with {other}");
         }
     }
+}
+
+/// What is misspelt must not be served by whoever comes next.
+#[test]
+fn a_pool_that_does_not_exist_lets_no_other_source_serve() {
+    let default = "{kind: SpiderIPPool, apiVersion: v, metadata: {name: d, labels: {bowline.dev/network: blue}},
+                    spec: {subnet: 10.0.0.0/24, ips: [10.0.0.2], default: true}}
+---
+{kind: SpiderIPPool, apiVersion: v, metadata: {name: lan}, spec: {subnet: 10.9.0.0/24, ips: [10.9.0.2]}}
+";
+    let mut asking = Asking::new(&format!("---\n{default}"));
+    asking.note("ippool", r#"{"ipv4": ["lan"]}"#);
+    assert_eq!(names(&asking.select()), ["d"], "another's pool is not meant for this interface");
+    asking.note("ippool", r#"{"ipv4": ["x*"]}"#);
+    assert_eq!(names(&asking.select()), ["d"], "nor is a pattern that nothing here matches");
+    for pools in [r#"["typo"]"#, r#"["lan", "typo"]"#] {
+        asking.note("ippool", &format!(r#"{{"ipv4": {pools}}}"#));
+        let why = asking.try_select().unwrap_err().to_string();
+        assert!(why.contains("typo does not exist") && why.contains("the pod's ippool"), "{why}");
+    }
+    asking.note("ippool", r#"{"ipv4": ["typo", "d"]}"#);
+    assert_eq!(names(&asking.select()), ["d"], "the next of its list serves");
 }

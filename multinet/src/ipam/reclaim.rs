@@ -237,7 +237,7 @@ impl Case<'_> {
             return self.after(finished_ms(pod), "its pod has finished");
         }
         if let Some(deadline) = &pod.metadata.deletion_timestamp {
-            let running = status.container_statuses.iter().any(|c| c.state.terminated.is_none());
+            let running = status.container_statuses.iter().any(|c| c.state.running.is_some());
             if running && self.node_is_ready() {
                 return Keep("its kubelet reports that a container still runs");
             }

@@ -6,7 +6,7 @@
 //! 6. pools with `spec.default: true`, 7. the Network's `spec.ipPools`.
 //!
 //! A name that belongs to another Network is not meant for this interface and is passed over with a
-//! reason; so is one that does not exist. Filters follow upstream's order. Candidates with more
+//! reason; so is one that does not exist, as long as the source names a pool of the interface's Network. Filters follow upstream's order. Candidates with more
 //! specific affinities come first; between equals the written order holds.
 
 use std::net::IpAddr;
@@ -80,9 +80,14 @@ pub fn select(checked: &Checked, context: &Context<'_>) -> Result<Selection, Pro
                 families.push((family, named));
             }
         }
-        // A source whose every pool is another Network's says nothing about this interface.
+        // A source whose every pool is another Network's says nothing about this interface. One that names
+        // a pool of which nothing is known may: another source would serve what nobody asked for.
         let names_ours = families.iter().any(|(_, named)| !named.is_empty());
         if !names_ours {
+            if source.names().any(|name| is_unknown(checked, name)) {
+                elsewhere.append(&mut rejected);
+                return Err(none_left(context, source.name, &elsewhere));
+            }
             first_source = first_source.or((!families.is_empty()).then_some(source.name));
             elsewhere.append(&mut rejected);
             continue;
@@ -97,6 +102,21 @@ struct Source {
     name: &'static str,
     pools: PoolLists,
     clean_gateway: bool,
+}
+
+impl Source {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.pools.ipv4.iter().chain(&self.pools.ipv6).map(String::as_str)
+    }
+}
+
+fn is_pattern(name: &str) -> bool {
+    name.contains(['*', '?', '['])
+}
+
+/// A pool that does not exist, or is refused, so that it is nobody's.
+fn is_unknown(checked: &Checked, name: &str) -> bool {
+    !is_pattern(name) && !checked.pools.contains_key(name)
 }
 
 fn sources(checked: &Checked, context: &Context<'_>) -> Result<Vec<Source>, Problem> {
@@ -176,7 +196,7 @@ fn resolve<'a>(
     let mut found: Vec<&Pool> = Vec::with_capacity(names.len());
     let mut reject = |pool: &str, why: String| rejected.push(Rejection { pool: pool.into(), why });
     for name in names {
-        if name.contains(['*', '?', '[']) {
+        if is_pattern(name) {
             let all = checked.pools_of(context.home.domain()).filter(|p| p.family == family);
             let matching = all.filter(|p| glob(name.as_bytes(), p.name.as_bytes()));
             let before = found.len();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use bowline_e2e::{Cluster, eventually};
+use bowline_e2e::{Cluster, SYSTEM, eventually, text};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -13,7 +13,7 @@ type Blow = (&'static str, fn(&Cluster) -> anyhow::Result<()>);
 const BLOWS: &[Blow] = &[
     ("agent", |c| c.kill_on_node(1, "bowline-agent")),
     ("data plane", |c| c.kill_on_node(1, "bowline-dataplane")),
-    ("controller", |c| c.kill_on_node(1, "bowline-controller")),
+    ("leading controller", |c| c.kill_on_node(leader(c)?, "bowline-controller")),
     ("API server", |c| {
         c.kill_control_plane("apiserver")?;
         c.run("up.sh", &["apiserver"]).map(drop)
@@ -23,6 +23,15 @@ const BLOWS: &[Blow] = &[
         c.run("up.sh", &["etcd"]).map(drop)
     }),
 ];
+
+/// The node of the replica that leads.
+fn leader(cluster: &Cluster) -> anyhow::Result<u8> {
+    let lease = cluster.get(&format!("-n {SYSTEM} lease bowline-controller"))?;
+    let pod = text(&lease, "/spec/holderIdentity")?;
+    let pod = cluster.get(&format!("-n {SYSTEM} pod {pod}"))?;
+    let node = text(&pod, "/spec/nodeName")?;
+    node.trim_start_matches('n').parse().with_context(|| format!("{node} has no number"))
+}
 
 /// Each blow falls while a Deployment is scaled between 2 and 8; afterwards all its pods are ready,
 /// a pod that was there all the time still answers, and no address leaks.

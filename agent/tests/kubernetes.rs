@@ -191,6 +191,11 @@ spec: {subnet: 10.9.0.0/24, ips: [10.9.0.2-10.9.0.9]}
     cluster.runtime.block_on(namespaces.patch("test", &PatchParams::default(), &label)).unwrap();
     let Outcome::Result(result) = attach("gated") else { panic!("{}", node.agent.log()) };
     assert_eq!(result.ips[0].address, "10.9.0.2/24");
+    // Programs read the log: a JSON object a line.
+    for line in node.agent.log().lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
+    }
 }
 
 #[test]

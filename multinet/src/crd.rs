@@ -29,15 +29,19 @@ pub fn definitions() -> Vec<Value> {
 }
 
 fn bowlines() -> Vec<Value> {
-    let dns_label = json!([{
+    let network = json!([{
         "rule": "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
         "message": "metadata.name must be 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+    }, {
+        // Taken out of the spec and put in again it would become another.
+        "rule": "!has(oldSelf.status) || !has(oldSelf.status.vni) || !has(self.spec.vni) || self.spec.vni == oldSelf.status.vni",
+        "message": "vni cannot be changed; make a new Network"
     }]);
     vec![
         Definition::of::<Network>("net")
             .spec::<NetworkSpec>()
             .status::<NetworkStatus>()
-            .rules(dns_label)
+            .rules(network)
             .column("VNI", "integer", ".status.vni")
             .column("ENCAPSULATION", "string", ".spec.encapsulation")
             .column("MTU", "integer", ".status.mtu")

@@ -63,9 +63,15 @@ async fn definitions(client: &Client) {
     let first = format!("{NETWORKS}/first");
     let changed = patch(client, &first, json!({"spec": {"vni": 901}})).await;
     assert!(changed.unwrap_err().contains("vni cannot be changed"));
+    // Nor by taking it out first, when it is allocated.
+    patch(client, &format!("{first}/status"), json!({"status": {"vni": 900}})).await.unwrap();
+    patch(client, &first, json!({"spec": {"vni": null}})).await.unwrap();
+    let changed = patch(client, &first, json!({"spec": {"vni": 901}})).await;
+    assert!(changed.unwrap_err().contains("vni cannot be changed"));
     delete(client, &first).await.unwrap();
 
-    good(client, spider("SpiderIPPool", "first", json!({"subnet": "10.99.0.0/24"}))).await;
+    let first = json!({"subnet": "10.99.0.0/24", "ipVersion": 4});
+    good(client, spider("SpiderIPPool", "first", first)).await;
     let wrong = spider("SpiderIPPool", "x", json!({"subnet": "10.99.0.0"}));
     bad(client, wrong, "subnet is not a prefix").await;
     bad(client, spider("SpiderIPPool", "x", json!({})), "spec.subnet").await;
@@ -74,6 +80,8 @@ async fn definitions(client: &Client) {
     let first = format!("{POOLS}/first");
     let moved = patch(client, &first, json!({"spec": {"subnet": "10.98.0.0/24"}})).await;
     assert!(moved.unwrap_err().contains("subnet cannot be changed"));
+    let other = patch(client, &first, json!({"spec": {"ipVersion": 6}})).await;
+    assert!(other.unwrap_err().contains("ipVersion cannot be changed"));
     delete(client, &first).await.unwrap();
 }
 

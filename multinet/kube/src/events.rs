@@ -1,6 +1,8 @@
 //! Sentences for people, on the object concerned.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -11,6 +13,8 @@ use multinet::types::meta::Resource;
 const MAX_NOTE_BYTES: usize = 1000;
 /// An event is news: it is not worth more.
 const WITHIN: Duration = Duration::from_secs(5);
+/// What is said again within this time is counted, not written anew; as the [`Recorder`]'s own memory.
+const REMEMBERED: Duration = Duration::from_secs(360);
 
 /// How much it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,26 @@ pub enum Severity {
 /// Writes events.
 #[derive(Clone)]
 pub struct Events {
+    client: Client,
+    reporter: Reporter,
+    said: Arc<Mutex<HashMap<Subject, Said>>>,
+}
+
+/// What is said about an object for one reason.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Subject {
+    namespace: Option<String>,
+    name: String,
+    uid: Option<String>,
+    reason: String,
+}
+
+/// The last sentence, and who counts how often it is said. A recorder counts whatever has the same reason, under
+/// the first sentence: each sentence has one of its own.
+struct Said {
+    sentence: String,
     recorder: Recorder,
+    last: Instant,
 }
 
 impl std::fmt::Debug for Events {
@@ -39,7 +62,25 @@ impl Events {
     pub fn new(client: Client, component: &str, instance: &str) -> Self {
         let reporter =
             Reporter { controller: component.to_owned(), instance: Some(instance.to_owned()) };
-        Self { recorder: Recorder::new(client, reporter) }
+        Self { client, reporter, said: Arc::default() }
+    }
+
+    /// The recorder of a sentence.
+    fn recorder(&self, subject: Subject, sentence: &str) -> Recorder {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|_, said| said.last.elapsed() < REMEMBERED);
+        let before = said.remove(&subject).filter(|before| before.sentence == sentence);
+        let recorder = before.map_or_else(
+            || Recorder::new(self.client.clone(), self.reporter.clone()),
+            |before| before.recorder,
+        );
+        let now = Said {
+            sentence: sentence.to_owned(),
+            recorder: recorder.clone(),
+            last: Instant::now(),
+        };
+        said.insert(subject, now);
+        recorder
     }
 
     /// Says something about an object. A failure is logged: nothing depends on an event.
@@ -70,7 +111,14 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        match tokio::time::timeout(WITHIN, self.recorder.publish(&event, &reference)).await {
+        let subject = Subject {
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            reason: reason.to_owned(),
+        };
+        let recorder = self.recorder(subject, sentence);
+        match tokio::time::timeout(WITHIN, recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::warn!("the event \"{sentence}\" cannot be written: {e}"),
             Err(_) => tracing::warn!("the event \"{sentence}\" cannot be written in time"),

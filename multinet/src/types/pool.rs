@@ -52,7 +52,9 @@ resource! {
 pub struct IPPoolSpec {
     /// 4 or 6; derived from `subnet` when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = [4, 6]))]
+    #[schemars(extend("enum" = [4, 6], "x-kubernetes-validations" = [
+        {"rule": "self == oldSelf", "message": "ipVersion cannot be changed; make a new object"}
+    ]))]
     pub ip_version: Option<i64>,
     /// The prefix that the addresses lie in; required, canonical, immutable.
     pub subnet: String,

@@ -41,6 +41,8 @@ const INSIDE: &[&[&[Case]]] = &[
         &[
             ("services_reach_pods", services::one_of_each),
             ("other_plugins_tell_their_prefixes", third_party::other_plugins_tell_their_prefixes),
+            ("wild_manifests_hurt_nobody", wild::nobody_else_is_hurt),
+            ("macvlan_takes_bowlines_addresses", networks::macvlan),
         ],
         &[
             ("a_deployments_pods_reach_each_other", workloads::deployment),
@@ -57,8 +59,6 @@ const INSIDE: &[&[&[Case]]] = &[
             ("twins_on_two_networks_never_meet", networks::isolation),
             ("forged_tunnels_enter_no_network", traffic::forged_tunnels_enter_no_network),
             ("a_memif_serves_a_client", networks::memif),
-            ("wild_manifests_hurt_nobody", wild::nobody_else_is_hurt),
-            ("macvlan_takes_bowlines_addresses", networks::macvlan),
             ("clone_sets_have_pools", third_party::clone_sets_have_pools),
             ("machines_keep_their_addresses", third_party::machines_keep_their_addresses),
             ("machines_migrate", migration::machines_migrate),

@@ -90,6 +90,7 @@ pub(crate) fn grants_suffice(cluster: &Cluster) -> anyhow::Result<()> {
 /// What a test cluster need not make anybody ask for, with the reason: some of it happens by chance.
 const MAY_GO_UNUSED: &[(&str, &str)] = &[
     ("bowline-agent patch events.k8s.io/events", "an event that is said again within minutes"),
+    ("bowline-controller patch events.k8s.io/events", "an event that is said again within minutes"),
     ("bowline-controller get /nodes", "addresses of a node whose object was deleted"),
     ("bowline-controller update /secrets", "the certificate is replaced after 60 days"),
     ("bowline-controller update bowline.dev/networks/finalizers", OWNER_REFERENCES),

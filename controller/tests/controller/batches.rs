@@ -79,7 +79,9 @@ async fn many_names(client: &Client, kind: &str, plural: &str, spec: &Value) {
     let refusals: Vec<String> = made.into_iter().filter_map(Result::err).collect();
     assert!(refusals.len() < 100, "{refusals:?}");
     let named = |why: &String| why.contains("of the older") || why.contains("in the older");
-    assert!(refusals.iter().all(named), "{refusals:?}");
+    // On a machine that a neighbour has, the API server waits ten seconds for a webhook and then refuses.
+    let late = |why: &String| why.contains("deadline exceeded");
+    assert!(refusals.iter().all(|why| named(why) || late(why)), "{refusals:?}");
     eventually(&format!("one {kind} is ready"), async || {
         let page = get(client, &format!("{SPIDER}/{plural}")).await?;
         let items = page["items"].as_array()?;

@@ -278,14 +278,20 @@ fn an_edited_affinity_is_put_right_and_no_address_is_lost() {
     }
 }
 
+/// Two applications whose pools two controllers cut of the same addresses.
+fn raced(world: &mut World, asked: &Wanted) -> [Application; 2] {
+    let apps = [app("Deployment", "x-1"), app("StatefulSet", "x-2")];
+    let both = apps.each_ref().map(|app| world.plan(app, asked).unwrap());
+    both.iter().for_each(|actions| world.apply(actions));
+    apps
+}
+
 /// I00009, I00022: two controllers cut the same addresses; the younger pool is cut anew.
 #[test]
 fn a_pool_that_lost_a_race_is_cut_anew() {
     let mut world = World::new();
     let asked = wanted(&[V4], Some(1));
-    let (one, two) = (app("Deployment", "x-1"), app("StatefulSet", "x-2"));
-    let both = [world.plan(&one, &asked).unwrap(), world.plan(&two, &asked).unwrap()];
-    both.iter().for_each(|actions| world.apply(actions));
+    let [one, two] = raced(&mut world, &asked);
     assert_eq!(world.settle(&two, &asked), [pair("auto4-web-eth0-2", "10.6.0.14-10.6.0.15")]);
     assert_eq!(world.settle(&one, &asked), [pair("auto4-web-eth0-1", "10.6.0.12-10.6.0.13")]);
 }
@@ -294,9 +300,7 @@ fn a_pool_that_lost_a_race_is_cut_anew() {
 fn a_pool_that_serves_nobody_goes_with_its_application() {
     let mut world = World::new();
     let asked = wanted(&[V4], Some(1));
-    let (one, two) = (app("Deployment", "x-1"), app("StatefulSet", "x-2"));
-    let both = [world.plan(&one, &asked).unwrap(), world.plan(&two, &asked).unwrap()];
-    both.iter().for_each(|actions| world.apply(actions));
+    let [one, two] = raced(&mut world, &asked);
     let gone =
         |world: &World| world.with(|p| plan_orphans(p, |l| l[label::APP_KIND] != "StatefulSet"));
     let name = "auto4-web-eth0-2";

@@ -107,7 +107,7 @@ impl Cluster {
         api.create(&PostParams::default(), &object).await
     }
 
-    /// The same of what may be refused for now.
+    /// The same of what may be refused.
     pub(crate) fn try_made(&self, object: serde_json::Value) -> Result<String, kube::Error> {
         let object = serde_json::from_value(object).unwrap();
         let made = self.runtime.block_on(self.try_create(object))?;

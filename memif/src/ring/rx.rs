@@ -207,7 +207,13 @@ impl RxQueue {
             // Never beyond what the peer has filled: it is about to write there, and would have to
             // take the line back.
             if available - ahead > PREFETCH_SLOTS {
-                self.ring.prefetch(slot.wrapping_add(PREFETCH_SLOTS));
+                let later = slot.wrapping_add(PREFETCH_SLOTS);
+                // A client posts the buffer again, which writes the line that it reads now.
+                if SERVER {
+                    self.ring.prefetch(later);
+                } else {
+                    self.ring.prefetch_to_write(later);
+                }
             }
             let d = self.ring.snapshot(slot);
             if d.flags & DESC_FLAG_NEXT != 0 || d.length.wrapping_sub(1) >= self.max_frame_bytes {

@@ -2,8 +2,8 @@
 //! each frame back. As in `bowline-bench`, one frame in 64 is verified.
 //!
 //! ```text
-//! cargo run --release -p bowline-pktgen --example cost -- [frame bytes] [flows] [seconds]
-//! valgrind --tool=callgrind --toggle-collect='*drive*run*' target/release/examples/cost 64 1 2
+//! cargo run --release -p bowline-pktgen --example generator_cost -- [frame bytes] [flows] [seconds]
+//! valgrind --tool=callgrind --toggle-collect='*drive*run*' target/release/examples/generator_cost 64 1 2
 //! ```
 
 use bowline_pktgen::drive::{Plan, run};

@@ -300,7 +300,7 @@ fn a_pool_that_lost_a_race_is_cut_anew() {
 fn a_pool_that_serves_nobody_goes_with_its_application() {
     let mut world = World::new();
     let asked = wanted(&[V4], Some(1));
-    let [one, two] = raced(&mut world, &asked);
+    raced(&mut world, &asked);
     let gone =
         |world: &World| world.with(|p| plan_orphans(p, |l| l[label::APP_KIND] != "StatefulSet"));
     let name = "auto4-web-eth0-2";

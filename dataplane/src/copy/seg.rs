@@ -65,9 +65,6 @@ impl Seg {
     #[inline]
     pub fn read(&self, to: &mut [u8]) -> usize {
         let len = to.len().min(self.len());
-        if len == 0 {
-            return 0;
-        }
         // SAFETY: `self` is readable for `len` bytes (module invariant); `to` is private and
         // exclusively borrowed, so the two do not overlap.
         unsafe { cpu::short(self.ptr, to.as_mut_ptr(), len) };
@@ -127,9 +124,6 @@ impl SegMut {
     #[inline]
     pub fn write(self, from: &[u8]) -> SegMut {
         let len = from.len().min(self.len());
-        if len == 0 {
-            return self;
-        }
         // SAFETY: `self` is writable for `len` bytes (promise of `new`); `from` is private memory.
         unsafe { cpu::short(from.as_ptr(), self.ptr, len) };
         // SAFETY: `len` is at most the destination's length.

@@ -12,6 +12,8 @@ use crate::table::IfaceId;
 pub const BURST_PKTS: usize = 64;
 /// Of a cache.
 const LINE_BYTES: usize = 64;
+/// After so many packets it is looked whether their memory is spoilt, which makes each of them slow.
+const LOOK_EVERY: u32 = 8;
 /// Most body segments of a burst.
 const BURST_SEGS: usize = BURST_PKTS * 17;
 
@@ -101,7 +103,7 @@ impl Burst {
         let metas = &mut self.meta[self.len..];
         let count = frames.len().min(slots.len());
         for (((slot, meta), frame), i) in slots.iter_mut().zip(metas).zip(frames).zip(0u32..) {
-            if spoilt() {
+            if i.is_multiple_of(LOOK_EVERY) && spoilt() {
                 return;
             }
             let claim = claim.wrapping_add(i);
@@ -233,16 +235,17 @@ impl Burst {
     ) -> u64 {
         let mut bytes = 0;
         let packets = self.slots[run.clone()].iter().zip(&mut self.meta[run]);
-        for ((slot, meta), place) in packets.zip(places) {
-            if spoilt() {
+        for (((slot, meta), place), i) in packets.zip(places).zip(0u32..) {
+            if i.is_multiple_of(LOOK_EVERY) && spoilt() {
                 break;
             }
-            let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end)).unwrap_or(&[]);
+            bytes += place.len() as u64;
+            let head = slot.0.get(usize::from(meta.start)..usize::from(meta.end));
+            let Some(head) = head else { continue };
             let rest = peer_seg_mut(place).write(head);
             if meta.seg_count != 0 {
                 plan_body(meta, &mut self.segs, rest, list);
             }
-            bytes += place.len() as u64;
         }
         bytes
     }

@@ -112,49 +112,6 @@ pub struct RxBurst {
     mixed: bool,
 }
 
-/// The free places of a burst, to be filled with frames of one segment.
-#[derive(Debug)]
-pub(crate) struct Spare<'a> {
-    places: std::iter::Zip<
-        std::slice::IterMut<'a, MaybeUninit<RxFrame>>,
-        std::slice::IterMut<'a, MaybeUninit<Seg>>,
-    >,
-    room: usize,
-    n_frames: &'a mut usize,
-    n_segs: &'a mut usize,
-    next_seg: usize,
-}
-
-impl Spare<'_> {
-    #[inline]
-    pub(crate) fn room(&self) -> usize {
-        self.room
-    }
-
-    /// Adds a frame, if there is room.
-    #[inline]
-    pub(crate) fn push(&mut self, seg: Seg) {
-        let Some((frame, place)) = self.places.next() else { return };
-        place.write(seg);
-        frame.write(RxFrame {
-            first_seg: self.next_seg as u16,
-            n_segs: 1,
-            len_bytes: seg.len_bytes,
-            n_slots: 1,
-        });
-        self.next_seg += 1;
-    }
-
-    /// Makes what was added part of the burst, and says how much it was.
-    #[inline]
-    pub(crate) fn keep(self) -> usize {
-        let added = self.next_seg - *self.n_segs;
-        *self.n_segs += added;
-        *self.n_frames += added;
-        added
-    }
-}
-
 impl RxBurst {
     /// Room for `frames` frames (at most 4,096) of five segments each on average.
     #[must_use]
@@ -220,18 +177,31 @@ impl RxBurst {
         self.n_frames == 0
     }
 
-    /// The places that are free.
-    #[inline]
-    pub(crate) fn spare(&mut self) -> Spare<'_> {
-        let frames = &mut self.frames[self.n_frames..];
-        let segs = &mut self.segs[self.n_segs..];
-        Spare {
-            room: frames.len().min(segs.len()),
-            places: frames.iter_mut().zip(segs),
-            next_seg: self.n_segs,
-            n_frames: &mut self.n_frames,
-            n_segs: &mut self.n_segs,
+    /// Adds frames of one segment each, up to `most` and as long as there is room: what `single` makes of
+    /// their number in this run, up to the first that it makes nothing of. Returns how many.
+    #[inline(always)]
+    pub(crate) fn fill_singles<E>(
+        &mut self,
+        most: usize,
+        mut single: impl FnMut(u16) -> Result<Option<Seg>, E>,
+    ) -> Result<usize, E> {
+        let frames = self.frames[self.n_frames..].iter_mut();
+        let places = frames.zip(&mut self.segs[self.n_segs..]).take(most);
+        let mut added = 0;
+        for (frame, place) in places {
+            let Some(seg) = single(added)? else { break };
+            place.write(seg);
+            frame.write(RxFrame {
+                first_seg: self.n_segs as u16 + added,
+                n_segs: 1,
+                len_bytes: seg.len_bytes,
+                n_slots: 1,
+            });
+            added += 1;
         }
+        self.n_segs += usize::from(added);
+        self.n_frames += usize::from(added);
+        Ok(usize::from(added))
     }
 
     /// Segments that still fit.

@@ -6,7 +6,7 @@
 
 use super::burst::{MAX_RX_SEGS, RxBurst, RxFrame, Seg};
 use super::own::{OwnBuffers, Slot};
-use super::{LINE_BYTES, Ring, Role, Snapshot, prefetch_read};
+use super::{LINE_BYTES, LINE_SLOTS, Ring, Role, Snapshot, prefetch_read};
 use crate::error::Violation;
 use crate::region::{MAX_REGIONS, Regions, View};
 use crate::wire::DESC_FLAG_NEXT;
@@ -200,13 +200,13 @@ impl RxQueue {
         out: &mut RxBurst,
     ) -> Result<(usize, Option<Snapshot>), Violation> {
         let available = end.wrapping_sub(start);
-        let mut spare = out.spare();
-        let most = max_frames.min(usize::from(available)).min(spare.room());
-        for ahead in 0..most as u16 {
+        // Never beyond what the peer has filled: it is about to write there, and would have to take
+        // the line back.
+        let fetched = available.saturating_sub(PREFETCH_SLOTS);
+        let mut other = None;
+        let singles = out.fill_singles(max_frames.min(usize::from(available)), |ahead| {
             let slot = start.wrapping_add(ahead);
-            // Never beyond what the peer has filled: it is about to write there, and would have to
-            // take the line back.
-            if available - ahead > PREFETCH_SLOTS {
+            if slot.is_multiple_of(LINE_SLOTS) && ahead < fetched {
                 let later = slot.wrapping_add(PREFETCH_SLOTS);
                 // A client posts the buffer again, which writes the line that it reads now.
                 if SERVER {
@@ -217,16 +217,17 @@ impl RxQueue {
             }
             let d = self.ring.snapshot(slot);
             if d.flags & DESC_FLAG_NEXT != 0 || d.length.wrapping_sub(1) >= self.max_frame_bytes {
-                return Ok((spare.keep(), Some(d)));
+                other = Some(d);
+                return Ok(None);
             }
             let seg = self.resolve::<SERVER>(slot, d)?;
             seg.prefetch(0);
             if seg.len() > LINE_BYTES {
                 seg.prefetch(LINE_BYTES);
             }
-            spare.push(seg);
-        }
-        Ok((spare.keep(), None))
+            Ok(Some(seg))
+        })?;
+        Ok((singles, other))
     }
 
     /// Checks a snapshot and turns it into an address.

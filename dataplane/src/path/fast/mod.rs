@@ -80,7 +80,7 @@ const PACKET: usize = Ipv4::BYTES + PORTS;
 struct Usual {
     src: u32,
     dst: u32,
-    bytes: u16,
+    bytes: u32,
     ttl: u8,
     protocol: u8,
     ports: u32,
@@ -100,7 +100,7 @@ impl Usual {
         usual.then(|| Self {
             src: ip.src.get(),
             dst: ip.dst.get(),
-            bytes: ip.total_len.get(),
+            bytes,
             ttl: ip.ttl,
             protocol: ip.protocol,
             ports,

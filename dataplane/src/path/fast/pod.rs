@@ -61,8 +61,9 @@ pub(super) struct Pod<'a> {
 
 impl Pod<'_> {
     /// The one link header of packets of this IP version that the interface may have routed.
-    pub(super) fn link_header(&self, ip_version: u8) -> [u8; Ethernet::BYTES] {
-        gateway::link_header(self.vrf.gateway_mac, self.iface.mac, rewrite::ether_type(ip_version))
+    pub(super) fn link(&self, ip_version: u8) -> LinkWords {
+        let ether_type = rewrite::ether_type(ip_version);
+        link_words(&gateway::link_header(self.vrf.gateway_mac, self.iface.mac, ether_type))
     }
 
     /// Notes what is the same for both families.
@@ -77,6 +78,15 @@ impl Pod<'_> {
         meta.l3 = Ethernet::BYTES as u16;
         meta.l4 = l4 as u16;
     }
+}
+
+/// A link header to compare: two words that overlap, in half the instructions that the bytes take.
+pub(super) type LinkWords = (u64, u64);
+
+#[inline(always)]
+pub(super) fn link_words(header: &[u8; Ethernet::BYTES]) -> LinkWords {
+    let word = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    (word(header.first_chunk()), word(header.last_chunk()))
 }
 
 /// Whether the frame is as its sender made it, with at least `looked_at` bytes in the head.

@@ -3,7 +3,7 @@
 use wire::{Ethernet, Header, Ipv4};
 
 use super::super::{HEADROOM_BYTES, Meta, Slot, parse};
-use super::pod::{Pod, is_plain, send};
+use super::pod::{LinkWords, Pod, is_plain, link_words, send};
 use super::{PACKET, Routes, Usual};
 use crate::table::Tables;
 
@@ -13,7 +13,7 @@ const LOOKED_AT: usize = Ethernet::BYTES + PACKET;
 #[derive(Debug)]
 pub(super) struct Ip4<'a> {
     pod: Pod<'a>,
-    link: [u8; Ethernet::BYTES],
+    link: LinkWords,
     /// The interface's first address.
     source: u32,
     routes: Routes<'a, u32>,
@@ -23,7 +23,7 @@ impl<'a> Ip4<'a> {
     #[inline]
     pub(super) fn new(tables: &'a Tables, pod: Pod<'a>) -> Option<Self> {
         let source = *pod.iface.addrs4.first()?;
-        Some(Self { pod, link: pod.link_header(4), source, routes: Routes::new(tables) })
+        Some(Self { pod, link: pod.link(4), source, routes: Routes::new(tables) })
     }
 
     /// Forwards a packet, if that is sure.
@@ -37,19 +37,19 @@ impl<'a> Ip4<'a> {
         let head = slot.0[HEADROOM_BYTES..].first_chunk::<LOOKED_AT>()?;
         let ip = self.usual(head, meta, frame_bytes)?;
         let route = self.routes.lookup(self.pod.vrf, ip.dst)?;
-        if ip.bytes > route.1.mtu_bytes {
+        if ip.bytes > u32::from(route.1.mtu_bytes) {
             return None;
         }
         self.pod.note(meta, 4, ip.protocol, Ethernet::BYTES + Ipv4::BYTES);
         meta.flow_hash = parse::flow4(ip.src, ip.dst, ip.ports, ip.protocol);
-        send::<LOOKED_AT>(slot, meta, route, u32::from(ip.bytes))
+        send::<LOOKED_AT>(slot, meta, route, ip.bytes)
     }
 
     /// Looks at the headers.
     #[inline(always)]
     fn usual(&self, head: &[u8; LOOKED_AT], meta: &Meta, frame_bytes: u32) -> Option<Usual> {
         let (link, packet) = head.split_first_chunk::<{ Ethernet::BYTES }>()?;
-        if *link != self.link || !is_plain(meta, LOOKED_AT) {
+        if link_words(link) != self.link || !is_plain(meta, LOOKED_AT) {
             return None;
         }
         let ip = Usual::of(packet.first_chunk()?, frame_bytes - Ethernet::BYTES as u32)?;

@@ -3,7 +3,7 @@
 use wire::{Ethernet, Header, Ipv6};
 
 use super::super::{HEADROOM_BYTES, Meta, Slot, parse};
-use super::pod::{Pod, is_plain, send};
+use super::pod::{LinkWords, Pod, is_plain, link_words, send};
 use super::{PACKET6, Routes, Usual6};
 use crate::table::Tables;
 
@@ -13,7 +13,7 @@ const LOOKED_AT: usize = Ethernet::BYTES + PACKET6;
 #[derive(Debug)]
 pub(super) struct Ip6<'a> {
     pod: Pod<'a>,
-    link: [u8; Ethernet::BYTES],
+    link: LinkWords,
     /// The interface's first address.
     source: u128,
     routes: Routes<'a, u128>,
@@ -23,7 +23,7 @@ impl<'a> Ip6<'a> {
     #[inline]
     pub(super) fn new(tables: &'a Tables, pod: Pod<'a>) -> Option<Self> {
         let source = *pod.iface.addrs6.first()?;
-        Some(Self { pod, link: pod.link_header(6), source, routes: Routes::new(tables) })
+        Some(Self { pod, link: pod.link(6), source, routes: Routes::new(tables) })
     }
 
     /// Forwards a packet, if that is sure.
@@ -49,7 +49,7 @@ impl<'a> Ip6<'a> {
     #[inline(always)]
     fn usual(&self, head: &[u8; LOOKED_AT], meta: &Meta, frame_bytes: u32) -> Option<Usual6> {
         let (link, packet) = head.split_first_chunk::<{ Ethernet::BYTES }>()?;
-        if *link != self.link || !is_plain(meta, LOOKED_AT) {
+        if link_words(link) != self.link || !is_plain(meta, LOOKED_AT) {
             return None;
         }
         let ip = Usual6::of(packet.first_chunk()?, frame_bytes - Ethernet::BYTES as u32)?;

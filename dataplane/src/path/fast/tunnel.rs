@@ -80,8 +80,7 @@ impl<'a> FromTunnel<'a> {
         if ip.ttl == 0 || ingress::is_martian_source4(ip.src) {
             return None;
         }
-        let route =
-            self.routes.lookup(vrf, ip.dst).filter(|route| takes(route, ip.bytes.into()))?;
+        let route = self.routes.lookup(vrf, ip.dst).filter(|route| takes(route, ip.bytes))?;
         self.note(meta, vrf, (4, ip.protocol), INNER + Ipv4::BYTES, route);
         meta.flow_hash = parse::flow4(ip.src, ip.dst, ip.ports, ip.protocol);
         rewrite::local(&mut Packet::new(slot, meta), route.1, false)

@@ -16,7 +16,8 @@ impl State {
     /// Decides and sends every packet of the burst, which came from queue `index`.
     pub(super) fn forward(&mut self, tables: &Tables, iface: &Arc<Iface>, index: usize) {
         let count = self.burst.len();
-        let mut verdicts = [Verdict::Consume; BURST_PKTS];
+        // What the usual packets get is there beforehand.
+        let mut verdicts = [Verdict::Forward; BURST_PKTS];
         let verdicts = &mut verdicts[..count];
         let mut account = Account { rx_pkts: count as u64, ..Account::default() };
         account.rx_bytes = self.decide(tables, iface, verdicts);
@@ -68,7 +69,8 @@ impl State {
         entry.only_sink = sinks.only();
     }
 
-    /// The path's verdicts for the burst. Returns the bytes that were received.
+    /// The path's verdicts for the burst, all of which were `Forward`. Returns the bytes that were
+    /// received.
     #[inline]
     fn decide(&mut self, tables: &Tables, iface: &Iface, verdicts: &mut [Verdict]) -> u64 {
         self.scratch.usual = 0;
@@ -87,7 +89,6 @@ impl State {
             if let Some(fast) = &mut fast {
                 let (slots, metas) = self.burst.rest_mut(at);
                 let (sure, sure_bytes) = fast.forward_run(slots, metas);
-                verdicts[at..at + sure].fill(Verdict::Forward);
                 self.scratch.usual |= bits(at..at + sure);
                 at += sure;
                 bytes += sure_bytes;

@@ -53,9 +53,11 @@ mutants: ## Data planes with one check off, which the tests must notice
 	@$(DEPS) build test
 	deploy/mutants/run
 
-guest: build ## Take a PCI NIC over in an emulated machine with an IOMMU (minutes)
+guest: build ## In an emulated machine: take a PCI NIC over, with an IOMMU; make VLAN devices and bonds (minutes)
 	@$(DEPS) guest
 	dataplane/tests/guest/run.sh
+	@$(DEPS) test
+	agent/tests/guest/run.sh
 
 demo: build ## Two nodes, overlapping networks, proof of isolation (UPLINK=packet, KEEP=1)
 	@$(DEPS) demo

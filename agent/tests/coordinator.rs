@@ -396,10 +396,17 @@ fn ifacer_makes_devices_once_or_says_what_the_kernel_lacks() {
 
     let vlan = json!({"type": "ifacer", "interfaces": ["parent"], "vlanID": 120});
     if knows(&node.netns, &["link", "parent", "name", "probe0", "type", "vlan", "id", "7"]) {
-        for _ in 0..2 {
+        // Made, found, set up again, and made again where a reboot took it.
+        for before in ["", "", "down", "gone"] {
+            match before {
+                "down" => drop(node.netns.ip(&["link", "set", "parent.120", "down"])),
+                "gone" => drop(node.netns.ip(&["link", "delete", "parent.120"])),
+                _ => {}
+            }
             add(&vlan).result();
+            let link = node.netns.ip(&["-d", "link", "show", "parent.120"]);
+            assert!(link.contains(",UP") && link.contains("id 120"), "{before}: {link}");
         }
-        assert!(node.netns.ip(&["link", "show", "parent.120"]).contains("UP"));
         let other = json!({"type": "ifacer", "interfaces": ["up0"], "vlanID": 120});
         assert!(add(&other).refusal().contains("parent.120 has VLAN 120 already"));
     } else {

@@ -13,7 +13,8 @@ use super::{Agent, Netns, run};
 /// Where Debian's package containernetworking-plugins puts them.
 const FOREIGN: &str = "/usr/lib/cni";
 
-/// The plugin's binary, built beside the agent under test, once for each test process.
+/// The plugin's binary: what BOWLINE_CNI names, or else built beside the agent under test, once for each
+/// test process.
 fn plugin() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let build = || {
@@ -28,7 +29,9 @@ fn plugin() -> PathBuf {
         assert!(cargo.status().unwrap().success(), "the plugin does not build");
         folder.join("bowline-cni")
     };
-    PROGRAM.get_or_init(build).clone()
+    PROGRAM
+        .get_or_init(|| std::env::var_os("BOWLINE_CNI").map_or_else(build, PathBuf::from))
+        .clone()
 }
 
 /// A node's plugins and the namespace that they run in.

@@ -138,9 +138,10 @@ impl Agent {
     pub(crate) fn start(&mut self, more: &[&str]) {
         let mut command = match &self.netns {
             None => Command::new(program()),
+            // With a /sys that shows this namespace: there the kernel takes the options of bonds.
             Some(netns) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program());
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns]).arg(program());
                 command
             }
         };

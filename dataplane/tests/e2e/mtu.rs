@@ -1,7 +1,7 @@
 //! Packets that are too big: said where they must not be cut, cut where they may.
 
 use crate::lab::node::drops;
-use crate::lab::{Lab, Node, Realm, TapPod, iperf, iperf_bps};
+use crate::lab::{Lab, Node, Realm, TapPod, counts, iperf, iperf_bps};
 
 #[test]
 fn the_sender_hears_of_a_smaller_mtu_or_is_cut() {
@@ -20,13 +20,13 @@ fn the_sender_hears_of_a_smaller_mtu_or_is_cut() {
     let (ok, text) = a.ping(b.ip6(), "-c 1 -W 2 -M do -s 1353");
     assert!(!ok && text.contains(&format!("From {} ", Realm::ip6(1))), "{text}");
     assert!(text.contains("mtu=1400") || text.contains("mtu = 1400"), "{text}");
-    assert_eq!(drops(&node.account(&a.id), "too_big"), 2);
+    counts("too_big", 2, || drops(&node.account(&a.id), "too_big"));
     // Without DF an IPv4 packet is cut here; the answer's size shows that all of it arrived.
     a.netns.ip("route flush cache");
     let before = node.account(&b.id).split_extra;
     let (ok, text) = a.ping(b.ip4(), "-c 1 -W 2 -M dont -s 1472");
     assert!(ok && text.contains("1480 bytes from"), "{text}");
-    assert_eq!(node.account(&b.id).split_extra, before + 1);
+    counts("split_extra", before + 1, || node.account(&b.id).split_extra);
 }
 
 #[test]

@@ -50,8 +50,10 @@ fn drops_are_scraped_by_interface_network_and_reason() {
     for frame in [&nobody, &nobody, &nobody, &spoofed] {
         a.inject(frame);
     }
-    wait("the drops", 5.0, || (node.account(&a.at.id).rx_pkts >= 4).then_some(()));
-    let account = node.account(&a.at.id);
+    let account = wait("the drops", 5.0, || {
+        let account = node.account(&a.at.id);
+        (account.drops.iter().map(|drop| drop.pkts).sum::<u64>() == 4).then_some(account)
+    });
     assert_eq!((drops(&account, "no_route"), account.drops.len()), (3, 2), "{account:?}");
 
     let (status, text) = get(&node, "/metrics");

@@ -6,7 +6,9 @@ use std::net::{IpAddr, UdpSocket};
 use crate::lab::frame::{self, contains};
 use crate::lab::node::{drops, message};
 use crate::lab::uplink::{DEVICE, FAR4, NODE4, NODE6};
-use crate::lab::{End, Far, Lab, MemifPod, Netns, Node, RawSocket, Realm, TapPod, Uplink, wait};
+use crate::lab::{
+    End, Far, Lab, MemifPod, Netns, Node, RawSocket, Realm, TapPod, Uplink, counts, wait,
+};
 
 /// May send on blue's VNI only.
 const BLUE_PEER: &str = FAR4;
@@ -80,7 +82,7 @@ impl World {
             let before = self.dropped(reason);
             bad(self, to);
             self.control(to, reason);
-            assert_eq!(self.dropped(reason), before + 1, "{reason}, to host {to}");
+            counts(&format!("{reason}, to host {to}"), before + 1, || self.dropped(reason));
         }
     }
 
@@ -159,7 +161,8 @@ fn the_nodes_own_stack_cannot_inject() {
     for (own, far) in [(NODE4, FAR4), (NODE6, "2001:db8::2")] {
         world.node.state.cluster_vteps.push(message(ip(far)));
         world.node.apply().expect("another tunnel end");
-        let before = drops(&world.node.account_of_kind("host-tap"), "vxlan_injection");
+        let dropped = |node: &Node| drops(&node.account_of_kind("host-tap"), "vxlan_injection");
+        let before = dropped(&world.node);
         let inner = world.inner(10, "forged by the node");
         let payload = [vec![8, 0, 0, 0, 0, 0, 56, 0], inner].concat();
         world.node.netns.run(|| {
@@ -172,8 +175,7 @@ fn the_nodes_own_stack_cannot_inject() {
         });
         let seen = world.wire.expect("the honest datagram", |f| contains(f, b"honest datagram"));
         assert!(!contains(&seen, b"forged"));
-        let after = drops(&world.node.account_of_kind("host-tap"), "vxlan_injection");
-        assert_eq!(after, before + 10, "from {own}");
+        counts(&format!("from {own}"), before + 10, || dropped(&world.node));
         assert!(!world.wire.take().iter().any(|f| contains(f, b"forged by the node")));
     }
     assert!(world.far.try_tool("ping", &format!("-c 1 -W 2 {NODE4}")).0, "the node's stack lives");
@@ -208,7 +210,7 @@ fn congestion_marks_survive_the_tunnel() {
         world.send(&packet);
         world.control(10, "ecn");
         match expected {
-            None => assert_eq!(world.dropped("ecn_congested"), before + 1, "{mark}"),
+            None => counts(&mark, before + 1, || world.dropped("ecn_congested")),
             Some(expected) => {
                 // `control` waited for a later packet and threw this one away: send it again.
                 world.send(&packet);

@@ -67,6 +67,19 @@ pub fn wait<T>(what: &str, seconds: f64, mut look: impl FnMut() -> Option<T>) ->
     }
 }
 
+/// Waits until a counter is `want`: a worker counts a burst when it is through with all of it, which
+/// may be after one of its packets, or the answer to it, was seen.
+#[track_caller]
+pub fn counts(what: &str, want: u64, read: impl Fn() -> u64) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut found = read();
+    while found < want && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+        found = read();
+    }
+    assert_eq!(found, want, "{what}");
+}
+
 /// One run of iperf3 from `client` to a server in `server`: its report.
 pub fn iperf(server: &Netns, client: &Netns, words: &str) -> serde_json::Value {
     // A server for each run: between two runs it is deaf for a moment.

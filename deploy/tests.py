@@ -30,7 +30,7 @@ LONGEST_SECONDS = 1800
 # Folders whose tests count packets per second or microseconds.
 ALONE = ("dataplane", "memif", "bench", "deploy/demo")
 # A test of these waits for a server of its own: more of them than cores at a time.
-WAITING = {"controller/controller": "3", "agent/kubernetes": "3"}
+WAITING = {"controller/controller": "6", "agent/kubernetes": "6"}
 
 
 def programs():

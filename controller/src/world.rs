@@ -2,13 +2,13 @@
 //! compared by the API server, and what frees an address is read again before.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use bowline_kube::{Change, Selection, follow};
 use futures::StreamExt;
 use kube::Client;
-use multinet::rules::{Catalog, Taken, taken_by};
+use multinet::rules::{Catalog, Checked, Taken, taken_by};
 use multinet::types::block::AddressBlock;
 use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::{Namespace, NetworkAttachmentDefinition, Node, Pod, ServiceCIDR};
@@ -28,6 +28,8 @@ pub type Key = (String, String);
 pub struct Index<R> {
     objects: RwLock<BTreeMap<Key, R>>,
     complete: AtomicBool,
+    /// Counts changes of this kind.
+    version: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
@@ -36,6 +38,7 @@ impl<R: Resource> Index<R> {
         Arc::new(Index {
             objects: RwLock::default(),
             complete: AtomicBool::new(false),
+            version: AtomicU64::new(0),
             changed: changed.clone(),
         })
     }
@@ -63,6 +66,10 @@ impl<R: Resource> Index<R> {
         self.complete.load(Ordering::Acquire)
     }
 
+    fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
     fn take(&self, change: Change<R>) {
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         match change {
@@ -73,6 +80,7 @@ impl<R: Resource> Index<R> {
             Change::Set(one) => drop(objects.insert(key(&one), lean(one))),
             Change::Gone(one) => drop(objects.remove(&key(&one))),
         }
+        self.version.fetch_add(1, Ordering::Release);
         drop(objects);
         self.changed.send_modify(|n| *n += 1);
     }
@@ -128,7 +136,19 @@ pub struct World {
     pub services: Arc<Index<ServiceCIDR>>,
     /// Counts changes of any kind.
     changed: watch::Sender<u64>,
+    /// What the rules said last.
+    last: Arc<Mutex<Option<Last>>>,
 }
+
+/// What the rules said, and of which versions.
+#[derive(Debug)]
+struct Last {
+    of: Versions,
+    checked: Arc<Checked>,
+}
+
+/// How often each kind that the rules read has changed.
+type Versions = [u64; 6];
 
 impl World {
     /// Follows everything, on tasks of `tasks`.
@@ -156,6 +176,7 @@ impl World {
             pods: index!(),
             services: index!(),
             changed,
+            last: Arc::default(),
         }
     }
 
@@ -191,6 +212,31 @@ impl World {
             reserved: by_name(self.reserved.all()),
             taken: self.taken(),
         }
+    }
+
+    /// What the rules say of the catalog; from memory where nothing of it has changed.
+    #[must_use]
+    pub fn checked(&self) -> Arc<Checked> {
+        // Read before the objects: what comes in between is checked again the next time.
+        let of = self.versions();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last.as_ref().filter(|last| last.of == of) {
+            return last.checked.clone();
+        }
+        let checked = Arc::new(Checked::new(&self.catalog()));
+        *last = Some(Last { of, checked: checked.clone() });
+        checked
+    }
+
+    fn versions(&self) -> Versions {
+        [
+            self.networks.version(),
+            self.pools.version(),
+            self.subnets.version(),
+            self.reserved.version(),
+            self.node_states.version(),
+            self.services.version(),
+        ]
     }
 
     /// What pools of `default` must leave alone.

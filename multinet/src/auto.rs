@@ -104,19 +104,19 @@ impl Wanted {
 impl Application {
     /// The labels that its pools carry and by which they are found; the UID apart.
     fn labels(&self) -> [(&'static str, String); 4] {
+        // The one that tells most applications apart comes first: every pool is asked.
         [
-            (label::APP_GROUP_VERSION, self.api_version.replace('/', "_")),
-            (label::APP_KIND, self.kind.clone()),
-            (label::APP_NAMESPACE, self.namespace.clone()),
             (label::APP_NAME, label_value(&self.name)),
+            (label::APP_NAMESPACE, self.namespace.clone()),
+            (label::APP_KIND, self.kind.clone()),
+            (label::APP_GROUP_VERSION, self.api_version.replace('/', "_")),
         ]
     }
 
     /// Whether a pool was made for an application of this kind and name, whatever its UID.
     #[must_use]
     pub fn owns(&self, pool: &ObjectMeta) -> bool {
-        pool.labels.contains_key(AUTO_POOL_LABEL)
-            && self.labels().iter().all(|(key, value)| pool.labels.get(*key) == Some(value))
+        carries(pool, &self.labels())
     }
 
     /// What `spec.podAffinity` of its pools says.
@@ -198,21 +198,27 @@ pub fn plan_auto_pools(
 ) -> Result<Vec<Action>, Problem> {
     let mut actions = Vec::new();
     let mut needed: Vec<&str> = Vec::new();
+    let labels = app.labels();
+    let own = present.pools.values().filter(|p| carries(&p.metadata, &labels));
+    let own: Vec<&SpiderIPPool> = own.collect();
     for choice in &wanted.subnets {
         let size = wanted.addresses(present.spare)?;
         for (family, subnet) in choice.families() {
             let want = Want { app, wanted, interface: &choice.interface, family, subnet, size };
-            let existing = want.existing(present);
+            let existing = want.existing(&own);
             needed.extend(existing.map(|p| p.metadata.name.as_str()));
             actions.extend(want.plan(existing, present)?);
         }
     }
-    let left = present
-        .pools
-        .values()
-        .filter(|p| app.owns(&p.metadata) && !needed.contains(&p.metadata.name.as_str()));
+    let left = own.into_iter().filter(|p| !needed.contains(&p.metadata.name.as_str()));
     actions.extend(left.filter_map(|pool| retire(pool, present)));
     Ok(actions)
+}
+
+/// Whether a pool was made for the application with these labels.
+fn carries(pool: &ObjectMeta, labels: &[(&str, String)]) -> bool {
+    labels.iter().all(|(key, value)| pool.labels.get(*key) == Some(value))
+        && pool.labels.contains_key(AUTO_POOL_LABEL)
 }
 
 /// The pools of applications that are gone: `lives` says whether an application of this identity exists.
@@ -256,12 +262,11 @@ struct Want<'a> {
 }
 
 impl Want<'_> {
-    /// Its pool, or one that an earlier application of the same kind and name left behind.
-    fn existing<'p>(&self, present: Present<'p>) -> Option<&'p SpiderIPPool> {
-        present.pools.values().find(|p| {
+    /// Its pool among the application's, or one that an earlier of the same kind and name left behind.
+    fn existing<'p>(&self, own: &[&'p SpiderIPPool]) -> Option<&'p SpiderIPPool> {
+        own.iter().copied().find(|p| {
             let get = |key: &str| p.metadata.labels.get(key).map(String::as_str);
-            self.app.owns(&p.metadata)
-                && !p.metadata.is_terminating()
+            !p.metadata.is_terminating()
                 && get(label::INTERFACE) == Some(self.interface)
                 && get(label::IP_VERSION) == Some(&self.family.to_string())
         })

@@ -40,7 +40,7 @@ pub struct PoolProjection {
 /// A pool's status, from the blocks of its Network. Every held address of the pool's range counts,
 /// whichever pool it was claimed from.
 #[must_use]
-pub fn pool_status(checked: &Checked, pool: &Pool, blocks: &[AddressBlock]) -> PoolProjection {
+pub fn pool_status(checked: &Checked, pool: &Pool, blocks: &[&AddressBlock]) -> PoolProjection {
     let held: BTreeMap<IpAddr, &Entry> = held_in(pool, blocks).collect();
     let records = held.iter().take(LISTED).map(|(address, entry)| (address, record(entry)));
     let list: BTreeMap<_, _> = records.collect();
@@ -61,9 +61,9 @@ fn clamp(count: u128) -> i64 {
 
 fn held_in<'a>(
     pool: &'a Pool,
-    blocks: &'a [AddressBlock],
+    blocks: &'a [&AddressBlock],
 ) -> impl Iterator<Item = (IpAddr, &'a Entry)> {
-    let near = blocks.iter().filter(|b| {
+    let near = blocks.iter().copied().filter(|b| {
         b.family() == pool.family && pool.addresses.window(b.start() & !(BLOCK_SIZE - 1)) != 0
     });
     let held = near.flat_map(AddressBlock::held).map(|e| (e.address, e));
@@ -100,9 +100,8 @@ fn cut(count: usize) -> Condition {
 #[must_use]
 pub fn subnet_status(checked: &Checked, subnet: &Pool) -> SubnetStatus {
     let home = checked.subnets.get(&subnet.name).map(|(home, _)| home);
-    let cut_from =
-        |(at, pool): &&(crate::rules::Home, Pool)| Some(at) == home && pool.subnet == subnet.subnet;
-    let pools: Vec<&Pool> = checked.pools.values().filter(cut_from).map(|(_, pool)| pool).collect();
+    let pools: Vec<&Pool> =
+        home.into_iter().flat_map(|home| checked.pools_in(home, &subnet.subnet)).collect();
     let given = pools.iter().fold(0u128, |sum, p| sum.saturating_add(p.addresses.len()));
     let controlled: ControlledPools = pools
         .iter()
@@ -192,17 +191,4 @@ pub fn by_pod<'a>(
         entries.sort_by_key(|e| (e.interface.clone(), number(e.address)));
     }
     pods
-}
-
-/// The free addresses of a pool: how many, and the first ranges, for `bowline ipam`.
-#[must_use]
-pub fn free_of(
-    checked: &Checked,
-    pool: &Pool,
-    blocks: &[AddressBlock],
-) -> crate::range::AddressSet {
-    let home = checked.pools.get(&pool.name).map(|(home, _)| home);
-    let all = home.map_or_else(|| pool.addresses.clone(), |h| checked.allocatable(h, pool));
-    let held = held_in(pool, blocks).map(|(address, _)| address);
-    all.minus(&crate::range::AddressSet::from_addresses(pool.family, held))
 }

@@ -225,6 +225,12 @@ impl AddressSet {
         AddressSet { family: self.family, ranges: common }
     }
 
+    /// What either holds; both are of one family.
+    #[must_use]
+    pub fn or(&self, other: &AddressSet) -> AddressSet {
+        Self::merged(self.family, [&self.ranges[..], &other.ranges].concat())
+    }
+
     /// The ranges that share an address with `first..=last`.
     fn overlapping(&self, first: u128, last: u128) -> &[(u128, u128)] {
         let from = self.ranges.partition_point(|r| r.1 < first);

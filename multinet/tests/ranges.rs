@@ -32,6 +32,7 @@ fn sets_agree_with_the_model() {
         assert_eq!(a.len(), model_a.len() as u128);
         assert_eq!(numbers(&a.minus(&b)), &model_a - &model_b);
         assert_eq!(numbers(&a.and(&b)), &model_a & &model_b);
+        assert_eq!(numbers(&a.or(&b)), &model_a | &model_b);
         // Equal sets are equal values, however they came about.
         assert_eq!(a.minus(&b).and(&a), a.minus(&a.and(&b)));
         let windows: BTreeSet<u128> = model_a.iter().map(|n| n & !63).collect();

@@ -3,17 +3,20 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
+
 use common::{catalog, parse};
+use ipnet::Ipv4Net;
 use multinet::rules::{
-    Checked, Home, Problem, taken_by, validate_block, validate_network, validate_network_update,
-    validate_node_state, validate_pool, validate_pool_update,
+    Catalog, Checked, Home, Problem, taken_by, validate_block, validate_network,
+    validate_network_update, validate_node_state, validate_pool, validate_pool_update,
 };
 use multinet::types::block::AddressBlock;
 use multinet::types::core::ServiceCIDR;
 use multinet::types::meta::Resource;
 use multinet::types::network::{Network, NetworkStatus};
 use multinet::types::node::NodeState;
-use multinet::types::pool::SpiderIPPool;
+use multinet::types::pool::{SpiderIPPool, annotation};
 use serde_yaml_ng::Value;
 
 fn object<R: Resource>(name: &str, spec: &str) -> R {
@@ -437,6 +440,38 @@ fn pools_may_overlap_across_networks_and_never_within() {
 }
 
 /// Only `default` shares the nodes' own stack.
+/// Of pools that collide the older serves. The index of prefixes finds what comparing each with each does.
+#[test]
+fn collisions_are_found_among_many() {
+    bolero::check!().with_type::<Vec<(bool, u8, u8, u8)>>().for_each(|sketches| {
+        let mut catalog = Catalog::default();
+        let mut kept: Vec<(String, bool, Ipv4Net, Ipv4Addr)> = Vec::new();
+        for (age, (is_blue, length, net, host)) in sketches.iter().enumerate() {
+            let address = Ipv4Addr::new(10, 0, net % 2, host % 64 + 1);
+            let subnet = Ipv4Net::new(address, 24 + length % 5).unwrap().trunc();
+            let name = format!("p{age:03}");
+            let mut pool: SpiderIPPool =
+                object(&name, &format!("{{subnet: {subnet}, ips: [{address}]}}"));
+            pool.metadata.creation_timestamp = Some(format!("2026-01-01T00:00:00.{age:06}Z"));
+            if *is_blue {
+                pool.metadata.labels.insert(annotation::NETWORK.into(), "blue".into());
+            }
+            let collides = |(_, blue, other, taken): &(String, bool, Ipv4Net, Ipv4Addr)| {
+                let nested = other.contains(&subnet) || subnet.contains(other);
+                blue == is_blue && nested && (*other != subnet || *taken == address)
+            };
+            if validate_pool(&pool).is_empty() && !kept.iter().any(collides) {
+                kept.push((name.clone(), *is_blue, subnet, address));
+            }
+            catalog.pools.insert(name, pool);
+        }
+        let checked = Checked::new(&catalog);
+        let serving: Vec<&str> = checked.pools.keys().map(String::as_str).collect();
+        let expected: Vec<&str> = kept.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(serving, expected);
+    });
+}
+
 #[test]
 fn pools_of_default_leave_nodes_and_services_alone() {
     let node: NodeState = object("n1", "{uplinks: [{name: eth0, ipv4: 10.90.0.11}]}");

@@ -31,7 +31,7 @@ impl Job for AutoPools {
     const WITHHELD: bool = true;
 
     async fn pass(&mut self, tools: &Tools) -> Result<(), StoreError> {
-        let mut catalog = tools.world.catalog();
+        let catalog = tools.world.catalog();
         let is_auto = |labels: &Labels| labels.contains_key(AUTO_POOL_LABEL);
         if catalog.subnets.is_empty()
             && !catalog.pools.values().any(|p| is_auto(&p.metadata.labels))
@@ -43,55 +43,65 @@ impl Job for AutoPools {
         let asking = asking_pods(tools);
         let others = built_in.others(client, asking.iter()).await?;
         let held = held(tools);
-        for found in built_in.found.iter().chain(&others) {
-            self.serve(tools, found, &mut catalog, &held).await?;
-        }
-        let live = live_uids(tools, &catalog, &built_in, &others).await?;
         let checked = Checked::new(&catalog);
-        let is_held = |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
-        let present = Present {
-            checked: &checked,
-            pools: &catalog.pools,
-            is_held: &is_held,
-            spare: tools.options.auto_pool_spare,
-        };
+        let mut known = Known { catalog, checked };
+        for found in built_in.found.iter().chain(&others) {
+            self.serve(tools, found, &mut known, &held).await?;
+        }
+        let live = live_uids(tools, &known.catalog, &built_in, &others).await?;
         let lives = |labels: &Labels| labels.get(AUTO_POOL_LABEL).is_some_and(|u| live.contains(u));
-        for action in plan_orphans(present, lives) {
+        let orphans = known.with(tools, &held, |present| plan_orphans(present, lives));
+        for action in orphans {
             perform(tools, action).await?;
         }
         Ok(())
     }
 }
 
+/// What is there, and what the rules say of it.
+struct Known {
+    catalog: Catalog,
+    checked: Checked,
+}
+
+impl Known {
+    fn with<T>(
+        &self,
+        tools: &Tools,
+        held: &BTreeSet<(String, IpAddr)>,
+        plan: impl FnOnce(Present<'_>) -> T,
+    ) -> T {
+        let is_held = |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
+        let (checked, pools) = (&self.checked, &self.catalog.pools);
+        let spare = tools.options.auto_pool_spare;
+        plan(Present { checked, pools, is_held: &is_held, spare })
+    }
+}
+
 impl AutoPools {
-    /// Gives one application what it asks for. What was written is in the catalog for the next one.
+    /// Gives one application what it asks for. What was written is known for the next one.
     async fn serve(
         &mut self,
         tools: &Tools,
         found: &Found,
-        catalog: &mut Catalog,
+        known: &mut Known,
         held: &BTreeSet<(String, IpAddr)>,
     ) -> Result<(), StoreError> {
-        let planned = {
-            let checked = Checked::new(catalog);
-            let is_held =
-                |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
-            let present = Present {
-                checked: &checked,
-                pools: &catalog.pools,
-                is_held: &is_held,
-                spare: tools.options.auto_pool_spare,
-            };
-            let wanted = found.wanted.clone();
-            wanted.and_then(|wanted| plan_auto_pools(&found.app, &wanted, present))
-        };
+        let planned = known.with(tools, held, |present| {
+            plan_auto_pools(&found.app, &found.wanted.clone()?, present)
+        });
         match planned {
             Ok(actions) => {
                 self.said.remove(&found.app.uid);
+                let mut is_changed = false;
                 for action in actions {
                     if let Some(pool) = perform(tools, action).await? {
-                        catalog.pools.insert(pool.name().to_owned(), pool);
+                        known.catalog.pools.insert(pool.name().to_owned(), pool);
+                        is_changed = true;
                     }
+                }
+                if is_changed {
+                    known.checked = Checked::new(&known.catalog);
                 }
             }
             Err(problem) => self.say(tools, &found.app, &problem).await,

@@ -35,7 +35,7 @@ impl Job for Coordinator {
         };
         let kind = stored.spec.pod_cidr_type.as_deref().unwrap_or("auto");
         let client = tools.store.client();
-        let own = pools_of_default(&Checked::new(&tools.world.catalog()));
+        let own = pools_of_default(&tools.world.checked());
         let pods = pod_cidrs(client, kind, own).await?;
         let services = service_cidrs(client).await?;
         let status = status(pods, services);

@@ -34,7 +34,7 @@ impl Job for Definitions {
         if !tools.world.definitions.is_complete() {
             return Ok(());
         }
-        let checked = Checked::new(&tools.world.catalog());
+        let checked = tools.world.checked();
         let mut wanted = of_networks(&checked, &tools.world.namespaces.read());
         let existing = tools.world.definitions.read().clone();
         for config in tools.world.multus_configs.all() {

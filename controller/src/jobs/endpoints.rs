@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use multinet::pod::{machine_of, ordinal_of};
 use multinet::project::{by_pod, endpoint_status};
-use multinet::rules::Checked;
 use multinet::store::{Store, StoreError};
 use multinet::types::core::{Empty, Pod};
 use multinet::types::endpoint::SpiderEndpoint;
@@ -44,7 +43,7 @@ impl Job for Endpoints {
 
 /// One endpoint for each pod or machine that holds addresses.
 fn wanted(tools: &Tools) -> BTreeMap<Key, SpiderEndpoint> {
-    let checked = Checked::new(&tools.world.catalog());
+    let checked = tools.world.checked();
     let (blocks, pods) = (tools.world.blocks.read(), tools.world.pods.read());
     let mut wanted = BTreeMap::new();
     for ((namespace, name), entries) in by_pod(blocks.values()) {

@@ -1,16 +1,16 @@
 //! What pools and subnets show of their addresses, and their finalizers. Written for people, at most
 //! once per object in five seconds: upstream rewrote a growing object for every pod.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use multinet::project::{pool_status, subnet_status};
 use multinet::rules::{Checked, Home};
 use multinet::store::{Store, StoreError};
-use multinet::types::block::AddressBlock;
+use multinet::types::block::{AddressBlock, Entry};
 use multinet::types::meta::{Condition, ObjectMeta, Resource};
 use multinet::types::pool::{IPPoolStatus, SpiderIPPool, annotation};
-use multinet::types::subnet::SpiderSubnet;
 
 use super::finalizers::{SPIDERPOOL_FINALIZER, settle, waiting};
 use super::networks::date;
@@ -30,21 +30,51 @@ impl Job for Pools {
         let catalog = tools.world.catalog();
         let checked = Checked::new(&catalog);
         let blocks = tools.world.blocks.all();
+        let used = Used::of(&blocks);
         tools.metrics.free.clear();
         tools.metrics.total.clear();
         for pool in catalog.pools.values() {
-            let shown = show(tools, &checked, pool, &blocks);
+            let shown = show(tools, &checked, pool, &used);
             write(tools, pool, shown.meta, shown.status, |p| &mut p.status).await?;
         }
         for subnet in catalog.subnets.values() {
-            let held: Vec<_> =
-                pools_of(&checked, subnet).iter().flat_map(|p| holders(p, &blocks)).collect();
+            let usable = checked.subnets.get(subnet.name());
+            let pools = usable.into_iter().flat_map(|(home, s)| checked.pools_in(home, &s.subnet));
+            let held: Vec<&Entry> = pools.flat_map(|p| used.held_of(&p.name)).copied().collect();
             let meta = annotated(&checked, subnet, &held, None);
-            let status =
-                checked.subnets.get(subnet.name()).map(|(_, s)| subnet_status(&checked, s));
+            let status = usable.map(|(_, s)| subnet_status(&checked, s));
             write(tools, subnet, meta, status, |s| &mut s.status).await?;
         }
         Ok(())
+    }
+}
+
+/// All blocks, as pools look at them.
+struct Used<'a> {
+    by_network: BTreeMap<&'a str, Vec<&'a AddressBlock>>,
+    held_by_pool: BTreeMap<&'a str, Vec<&'a Entry>>,
+}
+
+impl<'a> Used<'a> {
+    fn of(blocks: &'a [AddressBlock]) -> Self {
+        let (mut by_network, mut held_by_pool) = (BTreeMap::new(), BTreeMap::new());
+        for block in blocks {
+            by_network.entry(&*block.spec.network).or_insert_with(Vec::new).push(block);
+            for entry in block.held() {
+                held_by_pool.entry(&*entry.pool).or_insert_with(Vec::new).push(entry);
+            }
+        }
+        Used { by_network, held_by_pool }
+    }
+
+    /// Addresses that were claimed from the pool and are in somebody's hands.
+    fn held_of(&self, pool: &str) -> &[&'a Entry] {
+        self.held_by_pool.get(pool).map_or(&[], Vec::as_slice)
+    }
+
+    /// Pools of different Networks may hold the same addresses.
+    fn blocks_of(&self, home: &Home) -> &[&'a AddressBlock] {
+        self.by_network.get(home.domain()).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -54,17 +84,14 @@ struct Shown {
     status: Option<IPPoolStatus>,
 }
 
-fn show(tools: &Tools, checked: &Checked, pool: &SpiderIPPool, blocks: &[AddressBlock]) -> Shown {
-    let held = holders(pool.name(), blocks);
+fn show(tools: &Tools, checked: &Checked, pool: &SpiderIPPool, used: &Used) -> Shown {
+    let held = used.held_of(pool.name());
     let Some((home, usable)) = checked.pools.get(pool.name()) else {
-        return Shown { meta: annotated(checked, pool, &held, None), status: pool.status.clone() };
+        return Shown { meta: annotated(checked, pool, held, None), status: pool.status.clone() };
     };
-    // Pools of different Networks may hold the same addresses.
-    let own: Vec<AddressBlock> =
-        blocks.iter().filter(|b| b.spec.network == home.domain()).cloned().collect();
-    let projection = pool_status(checked, usable, &own);
+    let projection = pool_status(checked, usable, used.blocks_of(home));
     count(tools, home, pool.name(), &projection.status);
-    let meta = annotated(checked, pool, &held, projection.cut);
+    let meta = annotated(checked, pool, held, projection.cut);
     Shown { meta, status: Some(projection.status) }
 }
 
@@ -76,26 +103,11 @@ fn count(tools: &Tools, home: &Home, pool: &str, status: &IPPoolStatus) {
     tools.metrics.free.get_or_create(&label).set(free);
 }
 
-/// Addresses that were claimed from the pool and are in somebody's hands.
-fn holders(pool: &str, blocks: &[AddressBlock]) -> Vec<(IpAddr, String)> {
-    let entries = blocks.iter().flat_map(AddressBlock::held).filter(|e| e.pool == pool);
-    let who = |o: Option<&multinet::types::block::Owner>| {
-        o.map_or_else(|| "somebody".into(), ToString::to_string)
-    };
-    entries.map(|e| (e.address, who(e.owner.as_ref()))).collect()
-}
-
-fn pools_of(checked: &Checked, subnet: &SpiderSubnet) -> Vec<String> {
-    let Some((home, own)) = checked.subnets.get(subnet.name()) else { return Vec::new() };
-    let pools = checked.pools_of(home.domain()).filter(|p| p.subnet == own.subnet);
-    pools.map(|p| p.name.clone()).collect()
-}
-
 /// The metadata with finalizer and conditions. Status of these kinds has no room for conditions.
 fn annotated<R: Resource>(
     checked: &Checked,
     object: &R,
-    held: &[(IpAddr, String)],
+    held: &[&Entry],
     cut: Option<Condition>,
 ) -> ObjectMeta {
     let mut meta = object.meta().clone();
@@ -111,7 +123,8 @@ fn annotated<R: Resource>(
         None => condition("True", "Ready", "addresses can be claimed".into()),
     }];
     if meta.is_terminating() && !held.is_empty() {
-        conditions.push(waiting(held));
+        let holders: Vec<(IpAddr, String)> = held.iter().map(|e| (e.address, e.holder())).collect();
+        conditions.push(waiting(&holders));
     }
     conditions.extend(cut);
     for condition in &mut conditions {

@@ -83,8 +83,7 @@ pub(super) fn subnet(facts: &Facts, objects: Objects<SpiderSubnet>) -> Verdict {
         let Some((home, own)) = checked.subnets.get(&subnet.metadata.name) else {
             return Vec::new();
         };
-        let pools = checked.pools_of(home.domain()).filter(|p| p.subnet == own.subnet);
-        pools.cloned().collect()
+        checked.pools_in(home, &own.subnet).cloned().collect()
     };
     match (objects.old, objects.new) {
         (None, Some(new)) => {

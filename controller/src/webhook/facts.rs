@@ -38,7 +38,7 @@ impl Facts {
     /// A pool's addresses in somebody's hands.
     pub(super) fn held_of_pool(&self, pool: &str) -> Vec<(IpAddr, String)> {
         let entries = self.blocks.iter().flat_map(AddressBlock::held).filter(|e| e.pool == pool);
-        entries.map(|e| (e.address, holder(e.owner.as_ref()))).collect()
+        entries.map(|e| (e.address, e.holder())).collect()
     }
 
     /// Addresses of a Network that pods hold. A node's own address goes with the Network.
@@ -46,7 +46,7 @@ impl Facts {
         let blocks = self.blocks.iter().filter(|b| b.spec.network == network);
         let entries = blocks.flat_map(AddressBlock::held);
         let pods = entries.filter(|e| matches!(e.owner, Some(Owner::Pod { .. })));
-        pods.map(|e| (e.address, holder(e.owner.as_ref()))).collect()
+        pods.map(|e| (e.address, e.holder())).collect()
     }
 
     /// What the rules say of an object in the place of what is stored under its name.
@@ -64,10 +64,6 @@ impl Facts {
         let problems = checked.problems_of(R::KIND, &name).cloned().collect();
         (checked, problems)
     }
-}
-
-fn holder(owner: Option<&Owner>) -> String {
-    owner.map_or_else(|| "somebody".into(), ToString::to_string)
 }
 
 async fn list<R: Resource>(store: &impl Store) -> Result<BTreeMap<String, R>, StoreError> {

@@ -3,7 +3,7 @@
 use kube::core::admission::Operation;
 use multinet::pod::validate_pod;
 use multinet::rules::{
-    Checked, Problem, validate_coordinator, validate_multus_config, validate_multus_config_update,
+    Problem, validate_coordinator, validate_multus_config, validate_multus_config_update,
 };
 use multinet::types::coordinator::SpiderCoordinator;
 use multinet::types::core::Pod;
@@ -61,7 +61,7 @@ pub(super) fn settle_namespace(pod: &mut Option<Pod>, namespace: Option<&str>) {
 /// Judges a pod at its creation.
 pub(super) fn pod(world: &World, objects: Objects<Pod>) -> Verdict {
     let (None, Some(pod)) = (objects.old, objects.new) else { return Verdict::default() };
-    let checked = Checked::new(&world.catalog());
+    let checked = world.checked();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let namespace = world.namespaces.get("", namespace);
     Verdict::of(validate_pod(&checked, &pod, namespace.as_ref()))

@@ -338,7 +338,7 @@ fn exact(
     }
     match view.block_of(address).and_then(|b| b.entry(address)) {
         Some(e) if e.state.is_held() => {
-            let holder = e.owner.as_ref().map_or_else(|| "somebody".into(), ToString::to_string);
+            let holder = e.holder();
             Err(format!("has given {address} to {holder}"))
         }
         Some(e) if e.state == EntryState::Quarantined && e.until_ms > Some(now_ms) => {

@@ -108,6 +108,17 @@ pub struct Checked {
     /// Everything that is wrong, and with what.
     pub problems: Vec<ObjectProblem>,
     reserved: Vec<(Option<String>, AddressSet)>,
+    /// What of `pools` and `subnets` has which home, so that nothing is looked for among all.
+    domains: BTreeMap<String, Domain>,
+}
+
+/// Names of one home's usable pools and subnets, by prefix. The prefixes of each are apart.
+#[derive(Clone, Debug, Default)]
+struct Domain {
+    pools: BTreeSet<String>,
+    /// By prefix: the pools, and all of their addresses.
+    spaces: BTreeMap<IpNet, (Vec<String>, AddressSet)>,
+    subnets: BTreeMap<IpNet, String>,
 }
 
 impl Checked {
@@ -136,7 +147,21 @@ impl Checked {
         &'a self,
         domain: &'d str,
     ) -> impl Iterator<Item = &'a Pool> + use<'a, 'd> {
-        self.pools.values().filter(move |(home, _)| home.domain() == domain).map(|(_, pool)| pool)
+        let names = self.domains.get(domain).into_iter().flat_map(|d| &d.pools);
+        names.filter_map(|name| self.pools.get(name)).map(|(_, pool)| pool)
+    }
+
+    /// Pools of one prefix among them, oldest first.
+    pub fn pools_in<'a>(&'a self, home: &Home, subnet: &IpNet) -> impl Iterator<Item = &'a Pool> {
+        let space = self.domains.get(home.domain()).and_then(|d| d.spaces.get(subnet));
+        let names = space.into_iter().flat_map(|(names, _)| names);
+        names.filter_map(|name| self.pools.get(name)).map(|(_, pool)| pool)
+    }
+
+    /// The subnet of this home that the prefix lies in, or that lies in the prefix.
+    fn subnet_around(&self, home: &Home, prefix: &IpNet) -> Option<&Pool> {
+        let (_, name) = find_nested(&self.domains.get(home.domain())?.subnets, prefix)?;
+        self.subnets.get(name).map(|(_, subnet)| subnet)
     }
 
     /// What may be handed out of a pool: its addresses without reserved ones and without the
@@ -201,9 +226,8 @@ impl Checked {
             let home = label.map_or(Home::Lan, |l| Home::Network(l.clone()));
             let subnet = check_subnet(object, &mut problems);
             if let Some(subnet) = &subnet {
-                let mut others = self.subnets.values().filter(|(h, _)| *h == home);
-                let other = others.find(|(_, o)| nested(&o.subnet, &subnet.subnet));
-                problems.extend(other.map(|(_, other)| {
+                let other = self.subnet_around(&home, &subnet.subnet);
+                problems.extend(other.map(|other| {
                     let message = format!(
                         "overlaps {} of the older subnet {} in {home}; \
                          choose a separate prefix, or another Network",
@@ -217,6 +241,8 @@ impl Checked {
                 self.add(object, problem);
             }
             if let (true, Some(subnet)) = (usable, subnet) {
+                let domain = self.domains.entry(home.domain().to_owned()).or_default();
+                domain.subnets.insert(subnet.subnet, subnet.name.clone());
                 self.subnets.insert(subnet.name.clone(), (home, subnet));
             }
         }
@@ -224,8 +250,7 @@ impl Checked {
 
     /// A pool that lies in a subnet has the subnet's prefix, and addresses of the subnet only.
     fn within_subnet(&self, home: &Home, pool: &Pool) -> Option<Problem> {
-        let mut subnets = self.subnets.values().filter(|(h, _)| h == home).map(|(_, s)| s);
-        let subnet = subnets.find(|s| nested(&s.subnet, &pool.subnet))?;
+        let subnet = self.subnet_around(home, &pool.subnet)?;
         if subnet.subnet != pool.subnet {
             let message = format!(
                 "is not {}, as SpiderSubnet {} around it; write that prefix",
@@ -244,9 +269,10 @@ impl Checked {
     fn take_pools(&mut self, catalog: &Catalog) {
         let mut by_age: Vec<&SpiderIPPool> = catalog.pools.values().collect();
         by_age.sort_by_key(|p| p.metadata.age_key());
+        let listing = listing(catalog);
         for object in by_age {
             let mut problems = Vec::new();
-            let home = home_of(object, catalog, &mut problems);
+            let home = home_of(object, catalog, &listing, &mut problems);
             let pool = Pool::check(object, &mut problems);
             if let (Some(home), Some(pool)) = (&home, &pool) {
                 problems.extend(taken(catalog, home, pool));
@@ -258,6 +284,7 @@ impl Checked {
                 self.add(object, problem);
             }
             if let (true, Some(home), Some(pool)) = (usable, home, pool) {
+                self.domains.entry(home.domain().to_owned()).or_default().add(&pool);
                 self.pools.insert(pool.name.clone(), (home, pool));
             }
         }
@@ -266,27 +293,26 @@ impl Checked {
 
     /// Within a Network, subnets are equal or apart, and no address is in two pools.
     fn overlap(&self, home: &Home, pool: &Pool) -> Option<Problem> {
-        let others = self.pools_of(home.domain()).filter(|o| o.family == pool.family);
-        for other in others {
-            if other.subnet == pool.subnet {
-                let common = other.addresses.and(&pool.addresses);
-                if !common.is_empty() {
-                    let message = format!(
-                        "is also in the older pool {} of the same Network; exclude it here or there",
-                        other.name
-                    );
-                    return Some(Problem::error("spec.ips", common, message));
-                }
-            } else if nested(&other.subnet, &pool.subnet) {
-                let message = format!(
-                    "overlaps {} of the older pool {} of the same Network; \
-                     use an equal or a separate subnet, or another Network",
-                    other.subnet, other.name
-                );
-                return Some(Problem::error("spec.subnet", pool.subnet, message));
-            }
+        let spaces = &self.domains.get(home.domain())?.spaces;
+        let (subnet, (names, addresses)) = find_nested(spaces, &pool.subnet)?;
+        if *subnet != pool.subnet {
+            let message = format!(
+                "overlaps {subnet} of the older pool {} of the same Network; \
+                 use an equal or a separate subnet, or another Network",
+                names.first()?
+            );
+            return Some(Problem::error("spec.subnet", pool.subnet, message));
         }
-        None
+        if addresses.and(&pool.addresses).is_empty() {
+            return None;
+        }
+        let in_both = |other: &&Pool| !other.addresses.and(&pool.addresses).is_empty();
+        let other = self.pools_in(home, subnet).find(in_both)?;
+        let message = format!(
+            "is also in the older pool {} of the same Network; exclude it here or there",
+            other.name
+        );
+        Some(Problem::error("spec.ips", other.addresses.and(&pool.addresses), message))
     }
 
     /// Pools that a Network lists but cannot use. They may come later: warnings.
@@ -339,6 +365,16 @@ impl Checked {
     }
 }
 
+impl Domain {
+    fn add(&mut self, pool: &Pool) {
+        self.pools.insert(pool.name.clone());
+        let empty = || (Vec::new(), AddressSet::empty(pool.family));
+        let (names, addresses) = self.spaces.entry(pool.subnet).or_insert_with(empty);
+        names.push(pool.name.clone());
+        *addresses = addresses.or(&pool.addresses);
+    }
+}
+
 impl fmt::Display for Home {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -346,6 +382,17 @@ impl fmt::Display for Home {
             Home::Lan => f.write_str("the LAN domain"),
         }
     }
+}
+
+/// The first of prefixes that are apart which lies in this one, or around it: those are its neighbours,
+/// since a prefix comes before all that lie in it.
+fn find_nested<'a, V>(
+    prefixes: &'a BTreeMap<IpNet, V>,
+    prefix: &IpNet,
+) -> Option<(&'a IpNet, &'a V)> {
+    let before = prefixes.range(..=*prefix).next_back();
+    let after = prefixes.range(*prefix..).next();
+    before.into_iter().chain(after).find(|(other, _)| nested(other, prefix))
 }
 
 /// Whether one prefix lies in the other.
@@ -392,8 +439,24 @@ fn claim_tag<'a>(
     })
 }
 
+/// The Networks that list each pool.
+fn listing(catalog: &Catalog) -> BTreeMap<&str, BTreeSet<&str>> {
+    let mut listing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for network in catalog.networks.values() {
+        for pool in network.spec.ip_pools.names() {
+            listing.entry(pool).or_default().insert(&network.metadata.name);
+        }
+    }
+    listing
+}
+
 /// Where a pool belongs; `None`, with a problem, where Networks dispute it.
-fn home_of(pool: &SpiderIPPool, catalog: &Catalog, problems: &mut Vec<Problem>) -> Option<Home> {
+fn home_of(
+    pool: &SpiderIPPool,
+    catalog: &Catalog,
+    listing: &BTreeMap<&str, BTreeSet<&str>>,
+    problems: &mut Vec<Problem>,
+) -> Option<Home> {
     if let Some(label) = pool.metadata.labels.get(annotation::NETWORK).filter(|l| !l.is_empty()) {
         if !catalog.networks.contains_key(label) {
             let field = format!("metadata.labels[{}]", annotation::NETWORK);
@@ -403,14 +466,12 @@ fn home_of(pool: &SpiderIPPool, catalog: &Catalog, problems: &mut Vec<Problem>) 
         return Some(Home::Network(label.clone()));
     }
     let name = pool.metadata.name.as_str();
-    let lists = |n: &&Network| n.spec.ip_pools.names().any(|p| p == name);
-    let listing: BTreeSet<&str> =
-        catalog.networks.values().filter(lists).map(|n| n.metadata.name.as_str()).collect();
-    match listing.len() {
-        0 => Some(Home::Lan),
-        1 => listing.first().map(|n| Home::Network((*n).into())),
+    let listing = listing.get(name).into_iter().flatten().copied();
+    let names: Vec<&str> = listing.collect();
+    match names[..] {
+        [] => Some(Home::Lan),
+        [one] => Some(Home::Network(one.into())),
         _ => {
-            let names: Vec<&str> = listing.into_iter().collect();
             let message = format!(
                 "is listed by the Networks {}; set the label {} to one of them",
                 names.join(", "),

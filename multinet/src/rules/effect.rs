@@ -29,8 +29,11 @@ pub fn moved_pools(
     let mut problems = Vec::new();
     for (name, (home, _)) in &before.pools {
         let now = after.pools.get(name).map(|(home, _)| home);
+        if now == Some(home) {
+            continue;
+        }
         let held = held(name);
-        if now != Some(home) && held > 0 {
+        if held > 0 {
             let to = now.map_or_else(|| "nobody".into(), ToString::to_string);
             let message = format!(
                 "would move from {home} to {to} while {held} of its addresses are in use; \

@@ -251,6 +251,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Who holds the address, for a sentence.
+    #[must_use]
+    pub fn holder(&self) -> String {
+        self.owner.as_ref().map_or_else(|| "somebody".into(), ToString::to_string)
+    }
+
     /// Address, state and node.
     fn outline(&self) -> Self {
         Entry {

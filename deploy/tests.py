@@ -6,8 +6,8 @@
 The names of those that failed are in target/tests/failed; none hangs for ever.
 
 Tests of the control plane wait for processes most of the time: they run beside the suite on a real cluster, and mutants
-come last of them. What pushes packets, or measures, has the machine to itself. Output goes to target/tests/, and to the
-terminal when a program ends.
+come last of them. What pushes packets comes after, two at a time; what measures has the machine to itself. Output goes
+to target/tests/, and to the terminal when a program ends.
 """
 import json
 import os
@@ -27,8 +27,13 @@ BEFORE_CLUSTER = ("multinet/kube/conformance", "memif/loom")
 GO = {"GOGC": "400", "GOMEMLIMIT": "1GiB"}
 # Three times what the longest takes on a slow machine.
 LONGEST_SECONDS = 1800
-# Folders whose tests count packets per second or microseconds.
-ALONE = ("dataplane", "memif", "bench", "deploy/demo")
+# Folders whose tests push packets.
+PACKETS = ("dataplane", "memif", "bench", "deploy/demo")
+# Of these the longest, beside which all others run.
+LONG = "dataplane/e2e"
+# Tests of it that count microseconds, or the machine's huge pages, and programs that do.
+MEASURED = ("attacks::", "churn::", "faults::huge_pages", "idle::", "rewriting::", "stall::")
+ALONE = (LONG + ".measured", "bench", "memif/interop", "memif/hostile_memory")
 # A test of these waits for a server of its own: more of them than cores at a time.
 WAITING = {"controller/controller": "6", "agent/kubernetes": "6"}
 
@@ -113,16 +118,22 @@ def main(words):
     found = programs()
     found["doctests"] = (["cargo", "test", "--workspace", "--doc", "--quiet"], ROOT)
     found["mutants"] = ([os.path.join(ROOT, "deploy/mutants/run")], ROOT)
+    (program, folder) = found[LONG]
+    found[LONG + ".measured"] = (program + list(MEASURED), folder)
+    found[LONG] = (program + [word for name in MEASURED for word in ("--skip", name)], folder)
     jobs = [(name, job) for name, job in found.items() if not words or any(w in name for w in words)]
     if not jobs:
         sys.exit(f"bowline: no test program's name holds {' or '.join(words)}: {' '.join(sorted(found))}")
     print(f"built in {time.monotonic() - begun:.0f} s", flush=True)
     cluster = [job for name in (*BEFORE_CLUSTER, CLUSTER) for job in jobs if job[0] == name]
-    alone = [job for job in jobs if job[0].startswith(ALONE) and job not in cluster]
+    packets = [job for job in jobs if job[0].startswith(PACKETS) and job not in cluster]
+    alone = [job for job in packets if job[0].startswith(ALONE)]
+    long = [job for job in packets if job[0] == LONG]
     runner = Runner()
     try:
         # Mutants put their programs where those of the tests are: they come last.
-        runner.side_by_side(cluster, [job for job in jobs if job not in alone and job not in cluster])
+        runner.side_by_side(cluster, [job for job in jobs if job not in packets and job not in cluster])
+        runner.side_by_side(long, [job for job in packets if job not in alone and job not in long])
         runner.side_by_side(alone)
     except KeyboardInterrupt:
         runner.stop()

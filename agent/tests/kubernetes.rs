@@ -317,7 +317,7 @@ fn a_migrating_machine_is_at_its_source_until_that_lets_go() {
 
 #[test]
 fn an_automatic_pool_is_that_of_the_pods_outermost_controller() {
-    use multinet::auto::{Action, Application, Present, Wanted, plan_auto_pools};
+    use multinet::auto::{Action, AppPools, Application, Present, Wanted, plan_auto_pools};
     use multinet::rules::{Catalog, Checked};
     use multinet::types::subnet::SpiderSubnet;
 
@@ -376,7 +376,7 @@ spec: {subnet: 10.66.0.0/24, ips: [10.66.0.2-10.66.0.9], gateway: 10.66.0.1}
         };
         let asks = [("ipam.spidernet.io/subnets".to_owned(), asks.to_owned())].into();
         let wanted = Wanted::read(&asks, Some(1)).unwrap();
-        let pools = std::collections::BTreeMap::new();
+        let pools = AppPools::default();
         let present =
             Present { checked: &checked, pools: &pools, is_held: &|_, _| false, spare: 1 };
         for action in plan_auto_pools(&app, &wanted, present).unwrap() {

@@ -386,7 +386,7 @@ spec: {subnet: 10.66.0.0/24, ips: [10.66.0.2-10.66.0.9]}
 
 /// As the controller makes it of `lan-subnet`.
 fn auto_pool() -> multinet::types::pool::SpiderIPPool {
-    use multinet::auto::{Action, Application, Present, Wanted, plan_auto_pools};
+    use multinet::auto::{Action, AppPools, Application, Present, Wanted, plan_auto_pools};
     use multinet::rules::{Catalog, Checked};
     let subnet = "apiVersion: spiderpool.spidernet.io/v2beta1\nkind: SpiderSubnet\n\
                   metadata: {name: lan-subnet}\n\
@@ -402,7 +402,7 @@ fn auto_pool() -> multinet::types::pool::SpiderIPPool {
     };
     let asks = ("ipam.spidernet.io/subnet".to_owned(), r#"{"ipv4": ["lan-subnet"]}"#.to_owned());
     let wanted = Wanted::read(&[asks].into(), Some(2)).unwrap();
-    let pools = std::collections::BTreeMap::new();
+    let pools = AppPools::default();
     let present = Present { checked: &checked, pools: &pools, is_held: &|_, _| false, spare: 1 };
     match plan_auto_pools(&app, &wanted, present).unwrap().remove(0) {
         Action::Create(pool) => *pool,

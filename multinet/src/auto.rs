@@ -39,6 +39,11 @@ pub mod label {
     pub const RECLAIM: &str = "ipam.spidernet.io/ippool-reclaim";
 }
 
+/// The labels by which the pools of an application are found, whatever its UID. The one that tells most
+/// applications apart comes first.
+const APP_LABELS: [&str; 4] =
+    [label::APP_NAME, label::APP_NAMESPACE, label::APP_KIND, label::APP_GROUP_VERSION];
+
 /// An application: the outermost controller of pods, of any kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Application {
@@ -102,21 +107,24 @@ impl Wanted {
 }
 
 impl Application {
-    /// The labels that its pools carry and by which they are found; the UID apart.
-    fn labels(&self) -> [(&'static str, String); 4] {
-        // The one that tells most applications apart comes first: every pool is asked.
+    /// The values of [`APP_LABELS`] on its pools.
+    fn label_values(&self) -> [String; 4] {
         [
-            (label::APP_NAME, label_value(&self.name)),
-            (label::APP_NAMESPACE, self.namespace.clone()),
-            (label::APP_KIND, self.kind.clone()),
-            (label::APP_GROUP_VERSION, self.api_version.replace('/', "_")),
+            label_value(&self.name),
+            self.namespace.clone(),
+            self.kind.clone(),
+            self.api_version.replace('/', "_"),
         ]
     }
 
     /// Whether a pool was made for an application of this kind and name, whatever its UID.
     #[must_use]
     pub fn owns(&self, pool: &ObjectMeta) -> bool {
-        carries(pool, &self.labels())
+        pool.labels.contains_key(AUTO_POOL_LABEL)
+            && APP_LABELS
+                .iter()
+                .zip(self.label_values())
+                .all(|(k, v)| pool.labels.get(*k) == Some(&v))
     }
 
     /// What `spec.podAffinity` of its pools says.
@@ -172,14 +180,49 @@ pub enum Action {
     Shrink(String),
 }
 
+/// Automatic pools by the application that each was made for: thousands of applications do not each
+/// look at the pools of all.
+#[derive(Clone, Debug, Default)]
+pub struct AppPools(BTreeMap<[String; 4], BTreeMap<String, SpiderIPPool>>);
+
+impl AppPools {
+    /// The automatic ones among all pools.
+    #[must_use]
+    pub fn among(pools: &BTreeMap<String, SpiderIPPool>) -> Self {
+        let mut own = AppPools::default();
+        for pool in pools.values() {
+            own.insert(pool.clone());
+        }
+        own
+    }
+
+    /// Adds a pool, or replaces the one of its name. One that no application has is left out.
+    pub fn insert(&mut self, pool: SpiderIPPool) {
+        let labels = &pool.metadata.labels;
+        if labels.contains_key(AUTO_POOL_LABEL) {
+            let app = APP_LABELS.map(|key| labels.get(key).cloned().unwrap_or_default());
+            self.0.entry(app).or_default().insert(pool.metadata.name.clone(), pool);
+        }
+    }
+
+    /// Those made for applications of this kind and name, whatever their UIDs.
+    fn of(&self, app: &Application) -> impl Iterator<Item = &SpiderIPPool> {
+        self.0.get(&app.label_values()).into_iter().flat_map(BTreeMap::values)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &SpiderIPPool> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+}
+
 /// What is there.
 #[expect(missing_debug_implementations, reason = "a question is no text")]
 #[derive(Clone, Copy)]
 pub struct Present<'a> {
     /// Usable subnets and pools, reservations.
     pub checked: &'a Checked,
-    /// All pools as they were read.
-    pub pools: &'a BTreeMap<String, SpiderIPPool>,
+    /// The applications' pools as they were read.
+    pub pools: &'a AppPools,
     /// Whether an address of a domain is in somebody's hands.
     pub is_held: &'a dyn Fn(&Home, IpAddr) -> bool,
     /// Addresses beyond the pods where an application does not say.
@@ -198,9 +241,7 @@ pub fn plan_auto_pools(
 ) -> Result<Vec<Action>, Problem> {
     let mut actions = Vec::new();
     let mut needed: Vec<&str> = Vec::new();
-    let labels = app.labels();
-    let own = present.pools.values().filter(|p| carries(&p.metadata, &labels));
-    let own: Vec<&SpiderIPPool> = own.collect();
+    let own: Vec<&SpiderIPPool> = present.pools.of(app).collect();
     for choice in &wanted.subnets {
         let size = wanted.addresses(present.spare)?;
         for (family, subnet) in choice.families() {
@@ -215,17 +256,10 @@ pub fn plan_auto_pools(
     Ok(actions)
 }
 
-/// Whether a pool was made for the application with these labels.
-fn carries(pool: &ObjectMeta, labels: &[(&str, String)]) -> bool {
-    labels.iter().all(|(key, value)| pool.labels.get(*key) == Some(value))
-        && pool.labels.contains_key(AUTO_POOL_LABEL)
-}
-
 /// The pools of applications that are gone: `lives` says whether an application of this identity exists.
 #[must_use]
 pub fn plan_orphans(present: Present<'_>, lives: impl Fn(&Labels) -> bool) -> Vec<Action> {
-    let auto = |p: &&SpiderIPPool| p.metadata.labels.contains_key(AUTO_POOL_LABEL);
-    let orphans = present.pools.values().filter(auto).filter(|p| !lives(&p.metadata.labels));
+    let orphans = present.pools.all().filter(|p| !lives(&p.metadata.labels));
     orphans.filter_map(|pool| retire(pool, present)).collect()
 }
 
@@ -393,7 +427,7 @@ impl Want<'_> {
 
     fn describe(&self, meta: &mut ObjectMeta, subnet: &Pool) {
         let labels = &mut meta.labels;
-        labels.extend(self.app.labels().map(|(k, v)| (k.to_string(), v)));
+        labels.extend(APP_LABELS.map(String::from).into_iter().zip(self.app.label_values()));
         for (key, value) in [
             (AUTO_POOL_LABEL, self.app.uid.clone()),
             (OWNER_SUBNET_LABEL, self.subnet.into()),

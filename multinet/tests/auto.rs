@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use common::catalog;
-use multinet::auto::{Action, Application, Present, Wanted, label, plan_auto_pools, plan_orphans};
+use multinet::auto::{
+    Action, AppPools, Application, Present, Wanted, label, plan_auto_pools, plan_orphans,
+};
 use multinet::pod::{Context, select};
 use multinet::rules::{AUTO_POOL_LABEL, Catalog, Checked, Home, validate_pool_update};
 use multinet::types::meta::{Labels, ObjectMeta};
@@ -50,8 +52,8 @@ impl World {
     fn with<T>(&self, use_it: impl FnOnce(Present<'_>) -> T) -> T {
         let checked = Checked::new(&self.catalog);
         let is_held = |_: &Home, address| self.held.borrow().contains(&address);
-        let present =
-            Present { checked: &checked, pools: &self.catalog.pools, is_held: &is_held, spare: 1 };
+        let pools = AppPools::among(&self.catalog.pools);
+        let present = Present { checked: &checked, pools: &pools, is_held: &is_held, spare: 1 };
         use_it(present)
     }
 

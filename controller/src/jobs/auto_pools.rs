@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bowline_kube::Severity;
-use multinet::auto::{Action, Application, Present, label, plan_auto_pools, plan_orphans};
+use multinet::auto::{
+    Action, AppPools, Application, Present, label, plan_auto_pools, plan_orphans,
+};
 use multinet::pod::{SUBNET, SUBNETS};
 use multinet::rules::{AUTO_POOL_LABEL, Catalog, Checked, Home};
 use multinet::store::{Store, StoreError};
@@ -44,10 +46,13 @@ impl Job for AutoPools {
         let others = built_in.others(client, asking.iter()).await?;
         let held = held(tools);
         let checked = Checked::new(&catalog);
-        let mut known = Known { catalog, checked };
+        let own = AppPools::among(&catalog.pools);
+        let mut known = Known { catalog, checked, own };
         for found in built_in.found.iter().chain(&others) {
             self.serve(tools, found, &mut known, &held).await?;
         }
+        let all: BTreeSet<_> = built_in.found.iter().chain(&others).map(|f| &f.app.uid).collect();
+        self.said.retain(|uid, _| all.contains(uid));
         let live = live_uids(tools, &known.catalog, &built_in, &others).await?;
         let lives = |labels: &Labels| labels.get(AUTO_POOL_LABEL).is_some_and(|u| live.contains(u));
         let orphans = known.with(tools, &held, |present| plan_orphans(present, lives));
@@ -62,6 +67,7 @@ impl Job for AutoPools {
 struct Known {
     catalog: Catalog,
     checked: Checked,
+    own: AppPools,
 }
 
 impl Known {
@@ -72,7 +78,7 @@ impl Known {
         plan: impl FnOnce(Present<'_>) -> T,
     ) -> T {
         let is_held = |home: &Home, address| held.contains(&(home.domain().to_owned(), address));
-        let (checked, pools) = (&self.checked, &self.catalog.pools);
+        let (checked, pools) = (&self.checked, &self.own);
         let spare = tools.options.auto_pool_spare;
         plan(Present { checked, pools, is_held: &is_held, spare })
     }
@@ -96,6 +102,7 @@ impl AutoPools {
                 let mut is_changed = false;
                 for action in actions {
                     if let Some(pool) = perform(tools, action).await? {
+                        known.own.insert(pool.clone());
                         known.catalog.pools.insert(pool.name().to_owned(), pool);
                         is_changed = true;
                     }

@@ -5,7 +5,7 @@ DEPS  := MAKE_GOAL="$(MAKECMDGOALS)" deploy/deps.sh
 UPLINK ?= net_af_packet
 KEEP   ?=
 
-.PHONY: help deps build test test-code attacks fuzz miri defences mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-pods bench-dma fmt clippy clean
+.PHONY: help deps build test test-code lints attacks fuzz miri defences mutants guest demo demo-clean kube cluster cluster-down conformance bench bench-ipam bench-pods bench-dma fmt clippy clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -25,11 +25,14 @@ test: test-code ## Format, lints, all tests, mutants, then the demo over both ki
 # Tests that push real traffic take the optimised data plane.
 test-code: ## Format, lints, all tests and mutants; times of each (WORDS="controller agent": some of them)
 	@$(DEPS) build test kube
-	deploy/e2e/build.sh conformance
+	@# Kubernetes' modules come over the network while Rust's compiler has the cores.
+	deploy/e2e/build.sh conformance & kube=$$!; $(MAKE) lints; lints=$$?; wait $$kube && exit $$lints
+	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane deploy/tests.py $(WORDS)
+
+lints:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --release --workspace
-	BOWLINE_DATAPLANE=$(CURDIR)/target/release/bowline-dataplane deploy/tests.py $(WORDS)
 
 # The optimised tests as well: they must keep half of a worker busy.
 attacks: ## Every attack on memif, ten million bystander frames each (half an hour)

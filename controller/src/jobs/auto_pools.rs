@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bowline_kube::Severity;
+use k8s_openapi::api::core::v1::ObjectReference;
 use multinet::auto::{
     Action, AppPools, Application, Present, label, plan_auto_pools, plan_orphans,
 };
@@ -116,16 +117,25 @@ impl AutoPools {
         Ok(())
     }
 
-    /// Says once why an application has no pool, on the subnet that it names.
+    /// Says once why an application has no pool: on itself, and on the subnet that cannot give one.
     async fn say(&mut self, tools: &Tools, app: &Application, problem: &multinet::rules::Problem) {
         let note = format!("{} {}/{}: {problem}", app.kind, app.namespace, app.name);
         if self.said.insert(app.uid.clone(), note.clone()).as_ref() == Some(&note) {
             return;
         }
         tracing::warn!("no automatic pool: {note}");
+        let (reason, action) = ("NoAutomaticPool", "CreatePool");
+        let about = ObjectReference {
+            api_version: Some(app.api_version.clone()),
+            kind: Some(app.kind.clone()),
+            namespace: Some(app.namespace.clone()),
+            name: Some(app.name.clone()),
+            uid: Some(app.uid.clone()),
+            ..ObjectReference::default()
+        };
+        tools.events.say_of(about, Severity::Warning, reason, action, &problem.to_string()).await;
         if let Some(subnet) = tools.world.subnets.get("", &problem.value) {
-            let reason = "NoAutomaticPool";
-            tools.events.say(&subnet, Severity::Warning, reason, "CreatePool", &note).await;
+            tools.events.say(&subnet, Severity::Warning, reason, action, &note).await;
         }
     }
 }

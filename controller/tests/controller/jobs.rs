@@ -1,5 +1,6 @@
 //! What the leader keeps in order, on a real API server.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::common::{
@@ -365,6 +366,18 @@ async fn automatic_pools(client: &Client) {
         let pool = get(client, &pool).await?;
         let labels = &pool["spec"]["podAffinity"]["matchLabels"];
         (labels["ipam.spidernet.io/app-name"] == "web").then_some(())
+    })
+    .await;
+    patch(client, path, json!({"spec": {"replicas": 40}})).await.unwrap();
+    eventually("the application and the subnet are told what is missing", async || {
+        let events = get(client, "/apis/events.k8s.io/v1/namespaces/default/events").await?;
+        let missing = |e: &&Value| {
+            let note = e["note"].as_str().unwrap_or_default();
+            e["reason"] == "NoAutomaticPool" && note.contains("26 free addresses, 36 more")
+        };
+        let told = events["items"].as_array()?.iter().filter(missing);
+        let kinds: BTreeSet<_> = told.filter_map(|e| e["regarding"]["kind"].as_str()).collect();
+        (kinds == ["Deployment", "SpiderSubnet"].into()).then_some(())
     })
     .await;
     patch(client, path, json!({"spec": {"replicas": 1}})).await.unwrap();

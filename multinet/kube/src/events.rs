@@ -83,7 +83,7 @@ impl Events {
         recorder
     }
 
-    /// Says something about an object. A failure is logged: nothing depends on an event.
+    /// Says something about an object of ours. A failure is logged: nothing depends on an event.
     pub async fn say<R: Resource>(
         &self,
         about: &R,
@@ -101,6 +101,18 @@ impl Events {
             uid: meta.uid.clone(),
             ..ObjectReference::default()
         };
+        self.say_of(reference, severity, reason, action, sentence).await;
+    }
+
+    /// The same about an object of any kind.
+    pub async fn say_of(
+        &self,
+        about: ObjectReference,
+        severity: Severity,
+        reason: &str,
+        action: &str,
+        sentence: &str,
+    ) {
         let event = Event {
             type_: match severity {
                 Severity::Warning => EventType::Warning,
@@ -112,13 +124,13 @@ impl Events {
             secondary: None,
         };
         let subject = Subject {
-            namespace: meta.namespace.clone(),
-            name: meta.name.clone(),
-            uid: meta.uid.clone(),
+            namespace: about.namespace.clone(),
+            name: about.name.clone().unwrap_or_default(),
+            uid: about.uid.clone(),
             reason: reason.to_owned(),
         };
         let recorder = self.recorder(subject, sentence);
-        match tokio::time::timeout(WITHIN, recorder.publish(&event, &reference)).await {
+        match tokio::time::timeout(WITHIN, recorder.publish(&event, &about)).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::warn!("the event \"{sentence}\" cannot be written: {e}"),
             Err(_) => tracing::warn!("the event \"{sentence}\" cannot be written in time"),

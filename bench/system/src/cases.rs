@@ -67,9 +67,12 @@ impl Place {
         move || peers::testpmd(mode, buffer_bytes, &memory, &logs)
     }
 
-    fn ovs(&self) -> impl Fn() -> anyhow::Result<crate::candidate::MemifDevice> + 'static {
+    fn ovs(
+        &self,
+        buffer_bytes: u32,
+    ) -> impl Fn() -> anyhow::Result<crate::candidate::MemifDevice> + 'static {
         let Self { logs, memory } = self.clone();
-        move || peers::ovs(&memory, &logs)
+        move || peers::ovs(buffer_bytes, &memory, &logs)
     }
 }
 
@@ -104,7 +107,7 @@ fn route(place: &Place, quick: bool) -> Spec {
         .with(OURS, here(place, |logs| ours::memif(1, SMALL, logs)))
         .with("testpmd-io", place.testpmd("io", SMALL))
         .with("testpmd-macfwd", place.testpmd("mac", SMALL))
-        .with("ovs-dpdk", place.ovs())
+        .with("ovs-dpdk", place.ovs(SMALL))
 }
 
 fn jumbo(place: &Place) -> Spec {
@@ -112,6 +115,7 @@ fn jumbo(place: &Place) -> Spec {
         .with(OURS, here(place, |logs| ours::memif(1, LARGE, logs)))
         .with("testpmd-io", place.testpmd("io", LARGE))
         .with("testpmd-macfwd", place.testpmd("mac", LARGE))
+        .with("ovs-dpdk", place.ovs(LARGE))
 }
 
 /// Only one of our labs can stand at a time, so one network and a thousand are two cases, each

@@ -172,11 +172,11 @@ impl Drop for Ovs {
     }
 }
 
-/// OVS-DPDK with one rule from port to port.
+/// OVS-DPDK with one rule from port to port, and buffers of so many bytes.
 ///
 /// # Errors
 /// It does not start or serve.
-pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
+pub fn ovs(buffer_bytes: u32, memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     let mut ovs = Ovs::home()?;
     let folder = ovs.folder.clone();
     let at = |name: &str| folder.join(name).display().to_string();
@@ -193,10 +193,10 @@ pub fn ovs(memory: &[String], logs: &Path) -> anyhow::Result<MemifDevice> {
     let control = at("sw.ctl");
     let args = [format!("unix:{}", at("db.sock")), format!("--unixctl={control}")];
     let pid = ovs.start(program, &args, &logs.join("ovs.log"))?;
-    add_ports(&vsctl, &folder)?;
+    add_ports(&vsctl, &folder, buffer_bytes)?;
     // OVS wants two rings from a port to the generator, one for each of its threads.
-    let tx = plain_end(&at("a.sock"), 1, 2, 2048)?;
-    let rx = plain_end(&at("b.sock"), 2, 2, 2048)?;
+    let tx = plain_end(&at("a.sock"), 1, 2, buffer_bytes)?;
+    let rx = plain_end(&at("b.sock"), 2, 2, buffer_bytes)?;
     Ok(MemifDevice {
         name: "ovs-dpdk".into(),
         pids: vec![pid],
@@ -241,17 +241,19 @@ fn set_dpdk(vsctl: &str, memory: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn add_ports(vsctl: &str, folder: &Path) -> anyhow::Result<()> {
+fn add_ports(vsctl: &str, folder: &Path, buffer_bytes: u32) -> anyhow::Result<()> {
+    // It forwards no longer frames than its MTU says; that makes its own buffers larger, too.
+    let mtu = if buffer_bytes > 9000 { 9000 } else { 1500 };
     shell::run(&format!("{vsctl} add-br br0 -- set bridge br0 datapath_type=netdev"))?;
     for (number, end) in ["a", "b"].iter().enumerate() {
         let socket = folder.join(format!("{end}.sock"));
         let args = format!(
-            "net_memif{number},role=server,id=0,socket={},socket-abstract=no,rsize=10,bsize=2048",
+            "net_memif{number},role=server,id=0,socket={},socket-abstract=no,rsize=10,bsize={buffer_bytes}",
             socket.display()
         );
         shell::run(&format!(
             "{vsctl} add-port br0 m{number} -- set Interface m{number} type=dpdk \
-             options:dpdk-devargs={args} ofport_request={}",
+             options:dpdk-devargs={args} mtu_request={mtu} ofport_request={}",
             number + 1
         ))?;
         wait_for_file(&socket)?;

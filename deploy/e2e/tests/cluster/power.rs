@@ -91,10 +91,16 @@ spec:
     // The kubelet says what its pods are only when it is back: until then the old status stands.
     eventually("every pod's sandbox is a new one", PATIENCE, || {
         let running = sandboxes(cluster)?;
-        let wanted =
-            cluster.get("pods -A --field-selector spec.nodeName=n2,spec.hostNetwork=false")?;
-        let wanted = wanted["items"].as_array().map_or(0, Vec::len);
-        Ok(running.is_disjoint(&before) && running.len() == wanted)
+        let old: Vec<_> = running.intersection(&before).collect();
+        // Who has ended, a Job's pod, has no sandbox.
+        let of_node_2 = "spec.nodeName=n2,spec.hostNetwork=false";
+        let alive = "status.phase!=Succeeded,status.phase!=Failed";
+        let pods = cluster.get(&format!("pods -A --field-selector {of_node_2},{alive}"))?;
+        let pods: Vec<_> = pods["items"].as_array().into_iter().flatten().collect();
+        let names: Vec<_> = pods.iter().map(|pod| &pod["metadata"]["name"]).collect();
+        ensure!(old.is_empty(), "{old:?} are still there");
+        ensure!(running.len() == names.len(), "{names:?} have {running:?}");
+        Ok(true)
     })?;
     cluster.kubectl("wait --for=condition=Ready node/n2 --timeout=60s")?;
     cluster.ready("pod -l app=power")?;

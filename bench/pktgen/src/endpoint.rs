@@ -14,8 +14,6 @@ use wire::Mac;
 const BURST_FRAMES: usize = 64;
 const FRAME_MAX_BYTES: usize = 65_536;
 const LINE_BYTES: usize = 64;
-/// Lines of bodies are fetched so many frames ahead: they come from the other core.
-const AHEAD_FRAMES: usize = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// One end of the traffic. All is done by [`poll`](Self::poll), on the caller's thread.
@@ -136,7 +134,7 @@ impl Endpoint {
         let frames = burst.frames().get(from..).unwrap_or(&[]);
         let Some(queue) = port.rx(index) else { return (frames.len(), None) };
         for (n, frame) in frames.iter().enumerate() {
-            if let Some(next) = frames.get(n + AHEAD_FRAMES) {
+            if let Some(next) = frames.get(n + crate::ahead_frames(frame.len_bytes)) {
                 fetch(burst, next);
             }
             let Some(bytes) = queue.copy_to(burst, frame, buffer) else {

@@ -70,8 +70,6 @@ impl Lane {
 /// Bytes that the copies of the templates may take: part of a first-level cache.
 const COPIES_BYTES: usize = 16 * 1024;
 const LINE_BYTES: usize = 64;
-/// Lines of bodies are fetched, to be written, so many frames ahead: they come from the other core.
-const AHEAD_FRAMES: usize = 3;
 /// Most copies of a template.
 const COPIES: usize = 16;
 
@@ -216,7 +214,7 @@ impl Sender {
                 self.sets[ahead & mask][marked].marked(mark, self.untagged_mask);
                 (ahead, marked) = (ahead + 1, next(marked));
             }
-            if let Some(later) = places.get(n + AHEAD_FRAMES) {
+            if let Some(later) = places.get(n + crate::ahead_frames(place.len() as u32)) {
                 (2 * LINE_BYTES..later.len()).step_by(LINE_BYTES).for_each(|at| later.prefetch(at));
             }
             let written = queue.write_to(place, self.sets[n & mask][copied].bytes());

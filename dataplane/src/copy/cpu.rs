@@ -64,19 +64,34 @@ impl Cpu {
     /// Every op's source is readable and its destination writable.
     #[inline]
     pub(super) unsafe fn run(&mut self, ops: &[Op]) {
-        let contained = sigbus::contained();
-        for (at, op) in ops.iter().enumerate() {
-            if sigbus::contained() != contained {
-                // SAFETY: by the caller.
-                unsafe { self.run_carefully(&ops[at..]) };
-                return;
+        // SAFETY: by the caller.
+        unsafe {
+            let done = self.run_usual(ops);
+            if done < ops.len() {
+                self.run_carefully(&ops[done..]);
             }
-            if let Some(next) = ops.get(at + AHEAD_OPS) {
-                fetch(next);
-            }
-            // SAFETY: by the caller.
-            unsafe { self.one(op) };
         }
+    }
+
+    /// Runs those before a peer is caught, and returns how many these are: at least one.
+    ///
+    /// # Safety
+    /// As for [`Cpu::run`].
+    #[inline]
+    unsafe fn run_usual(&mut self, ops: &[Op]) -> usize {
+        // SAFETY: by the caller; `vectors` says what the CPU has; `copy` allows an overlap.
+        let done = unsafe {
+            match self.vectors {
+                #[cfg(target_arch = "x86_64")]
+                Vectors::Avx512 => run_avx512(ops),
+                #[cfg(target_arch = "x86_64")]
+                Vectors::Avx2 => run_avx2(ops),
+                _ => run_with(ops, |from, to, len| std::ptr::copy(from, to, len)),
+            }
+        };
+        self.copies += done as u64;
+        self.bytes += ops[..done].iter().map(|op| u64::from(op.len)).sum::<u64>();
+        done
     }
 
     /// Runs all but those from and to the memory of peers that were caught: its pages may be missing, and
@@ -103,25 +118,46 @@ impl Cpu {
     /// As for [`Cpu::run`].
     #[inline]
     pub(super) unsafe fn one(&mut self, op: &Op) {
+        // SAFETY: by the caller.
+        unsafe { self.run_usual(std::slice::from_ref(op)) };
+    }
+}
+
+/// Runs ops up to the one before which a peer was caught; returns how many. The loop is made anew for each
+/// kind of vector, so that what it needs stays in registers from one op to the next.
+///
+/// # Safety
+/// As for [`Cpu::run`]; `long` copies at least [`LONG_BYTES`].
+#[inline(always)]
+unsafe fn run_with(ops: &[Op], long: impl Fn(*const u8, *mut u8, usize)) -> usize {
+    let contained = sigbus::contained();
+    for (at, op) in ops.iter().enumerate() {
+        if let Some(next) = ops.get(at + AHEAD_OPS) {
+            fetch(next);
+        }
         let len = op.len as usize;
-        self.bytes += u64::from(op.len);
-        self.copies += 1;
         if len < LONG_BYTES {
             // SAFETY: by the caller.
             unsafe { short(op.from, op.to, len) };
         } else {
-            // SAFETY: by the caller; `vectors` says what the CPU has.
-            unsafe { long(op.from, op.to, len, self.vectors) };
+            long(op.from, op.to, len);
+        }
+        if sigbus::contained() != contained {
+            return at + 1;
         }
     }
+    ops.len()
 }
 
 /// Asks for the lines of a copy that runs soon.
 #[inline]
 fn fetch(op: &Op) {
-    for at in (0..AHEAD_BYTES.min(op.len as usize)).step_by(LINE_BYTES) {
+    let (mut at, end) = (0, AHEAD_BYTES.min(op.len as usize));
+    // Not `step_by`, which the compiler makes twice as many instructions of.
+    while at < end {
         prefetch_read(op.from.wrapping_add(at));
         prefetch_write(op.to.wrapping_add(at));
+        at += LINE_BYTES;
     }
 }
 
@@ -201,40 +237,22 @@ unsafe fn block<const N: usize>(from: *const u8, to: *mut u8, at: usize) {
     }
 }
 
-/// Copies at least [`LONG_BYTES`].
-///
 /// # Safety
-/// `from` is readable and `to` writable for `len` bytes; the CPU has the vectors.
-#[inline]
-unsafe fn long(from: *const u8, to: *mut u8, len: usize, vectors: Vectors) {
-    // SAFETY: by the caller; `copy` allows an overlap.
-    unsafe {
-        match vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => long_avx512(from, to, len),
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => long_avx2(from, to, len),
-            _ => std::ptr::copy(from, to, len),
-        }
-    }
-}
-
-/// # Safety
-/// As for [`quads`]; the CPU has AVX-512F.
+/// As for [`run_with`]; the CPU has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn long_avx512(from: *const u8, to: *mut u8, len: usize) {
+unsafe fn run_avx512(ops: &[Op]) -> usize {
     // SAFETY: by the caller.
-    unsafe { quads::<std::arch::x86_64::__m512i>(from, to, len) }
+    unsafe { run_with(ops, |from, to, len| quads::<std::arch::x86_64::__m512i>(from, to, len)) }
 }
 
 /// # Safety
-/// As for [`quads`]; the CPU has AVX2.
+/// As for [`run_with`]; the CPU has AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn long_avx2(from: *const u8, to: *mut u8, len: usize) {
+unsafe fn run_avx2(ops: &[Op]) -> usize {
     // SAFETY: by the caller.
-    unsafe { quads::<std::arch::x86_64::__m256i>(from, to, len) }
+    unsafe { run_with(ops, |from, to, len| quads::<std::arch::x86_64::__m256i>(from, to, len)) }
 }
 
 /// Four registers at a time; the last four so that they end with the range.

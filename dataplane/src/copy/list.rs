@@ -66,8 +66,8 @@ impl CopyList {
         if len == 0 {
             return (from, to);
         }
-        if self.ops.len() == LIST_OPS {
-            self.run();
+        if self.ops.len() >= LIST_OPS {
+            self.run_early();
         }
         self.ops.push(Op { from: from.ptr, to: to.ptr, len });
         // SAFETY: `len` is at most the length of either, so both stay inside or one past the end.
@@ -93,6 +93,13 @@ impl CopyList {
             Some(dma) => unsafe { dma.run(&self.ops, &mut self.cpu) },
         }
         self.ops.clear();
+    }
+
+    /// When there is no more room.
+    #[cold]
+    #[inline(never)]
+    fn run_early(&mut self) {
+        self.run();
     }
 
     /// Copies and bytes since start, by the CPU.

@@ -289,9 +289,20 @@ fn take_in(
     }
 }
 
-/// Plans the copies of a body. A function of its own, so that frames without one do not carry it along.
+/// Plans the copy of a body, which mostly is one segment. Nobody asks for the segments of a packet that is sent.
+#[inline(always)]
+fn plan_body(meta: &mut Meta, segs: &mut [Seg], to: SegMut, list: &mut CopyList) {
+    match segs.get(usize::from(meta.seg_first)) {
+        Some(whole) if meta.seg_count == 1 => {
+            list.plan(whole.part(0, meta.body_bytes as usize), to);
+        }
+        _ => plan_pieces(meta, segs, to, list),
+    }
+}
+
+/// The same of several. A function of its own, so that frames without do not carry it along.
 #[inline(never)]
-fn plan_body(meta: &mut Meta, segs: &mut [Seg], mut to: SegMut, list: &mut CopyList) {
+fn plan_pieces(meta: &mut Meta, segs: &mut [Seg], mut to: SegMut, list: &mut CopyList) {
     settle(meta, segs);
     let body = usize::from(meta.seg_first)..usize::from(meta.seg_first + meta.seg_count);
     for part in segs.get(body).unwrap_or(&[]) {

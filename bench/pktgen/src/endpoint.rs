@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use wire::Mac;
 
-const BURST_FRAMES: usize = 64;
+/// Most frames that are taken at a stroke.
+const BURST_FRAMES: usize = 128;
 const FRAME_MAX_BYTES: usize = 65_536;
 const LINE_BYTES: usize = 64;
 const ASK_AGAIN: Duration = Duration::from_millis(50);

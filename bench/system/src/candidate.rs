@@ -24,6 +24,9 @@ const WARM_UP: Duration = Duration::from_millis(60);
 /// One frame of so many is verified byte by byte. All are written and read in full; summing all up
 /// as well would make the generator the slower half, and all candidates look alike.
 const VERIFY_EVERY: u32 = 64;
+/// Frames that the generator puts into a ring before it takes any: with 64 it is the slower half at 512
+/// bytes.
+const BURST_FRAMES: usize = 128;
 
 /// What is sent through a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +164,13 @@ impl MemifDevice {
             sender.tag_every(VERIFY_EVERY);
             self.rx.tracker.reset();
             let (duration, rate_pps) = (Some(duration), load.rate_pps);
-            let plan = Plan { duration, rate_pps, busy: true, burst_frames: 64, ..Plan::default() };
+            let plan = Plan {
+                duration,
+                rate_pps,
+                busy: true,
+                burst_frames: BURST_FRAMES,
+                ..Plan::default()
+            };
             report =
                 Some(run(Some((&mut self.tx, &mut sender)), Some(&mut self.rx), &plan, &stop)?);
         }

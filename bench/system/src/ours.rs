@@ -32,8 +32,10 @@ impl Lab {
     /// A process does not serve, or a pod is refused.
     pub fn start(plans: &[Plan], uplink: Uplink, logs: &Path) -> anyhow::Result<Self> {
         let nodes = if plans.iter().any(|p| p.node > 0) { 2 } else { 1 };
-        // Two data planes on one core must let each other run.
-        let poll = if nodes == 1 { "busy" } else { "adaptive" };
+        // Beside another data plane, or kernels that the scheduler puts there, a worker does not have
+        // its core to itself, and waits as it does unless it is told to spin.
+        let shared = nodes > 1 || plans.iter().any(|p| p.memif_queues == 0);
+        let poll = if shared { "adaptive" } else { "busy" };
         clean::clean()?;
         clean::claim()?;
         let binaries = Binaries::beside_this(logs)?;

@@ -259,7 +259,9 @@ impl Node {
     fn wait_until_still(&self) {
         let mut before = self.received_bytes();
         let mut since = Instant::now();
+        let deadline = since + KNOWN_WITHIN;
         while since.elapsed() < Duration::from_secs(1) {
+            assert!(Instant::now() < deadline, "never still, {before} bytes: {}", self.agent.log());
             std::thread::sleep(Duration::from_millis(50));
             let now = self.received_bytes();
             if now != before {
